@@ -1,0 +1,123 @@
+"""Pages and leases: every page is free, leased or cached, and the sum is constant."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from sfumato.errors import EngineError
+
+
+@dataclass(slots=True, eq=False)
+class PageLease:
+    """The pages that one request holds, in token order; the first `num_shared` came from the tree."""
+
+    owner: str
+    pages: list[int] = field(default_factory=list)
+    num_shared: int = 0
+    is_released: bool = False
+
+
+class PagePool:
+    """Counts the leases of each page; a page that the prefix tree keeps and nobody leases is cached.
+
+    page_size: tokens per page. Not thread-safe: one loop owns it.
+    """
+
+    def __init__(self, num_pages: int, page_size: int) -> None:
+        self.num_pages = num_pages
+        self.page_size = page_size
+        self._leases = [0] * num_pages
+        self._is_kept = [False] * num_pages
+        # A stack with the lowest page on top: consecutive pages need no gather.
+        self._free = list(range(num_pages - 1, -1, -1))
+        self._num_cached = 0
+
+    @property
+    def num_free(self) -> int:
+        """Return how many pages nobody leases and the tree does not keep."""
+        return len(self._free)
+
+    @property
+    def num_cached(self) -> int:
+        """Return how many pages only the tree keeps."""
+        return self._num_cached
+
+    @property
+    def num_leased(self) -> int:
+        """Return how many pages at least one request holds."""
+        return self.num_pages - self.num_free - self.num_cached
+
+    def pages_for(self, num_tokens: int) -> int:
+        """Return how many pages hold num_tokens."""
+        return -(-num_tokens // self.page_size)
+
+    def lease(self, owner: str, shared: list[int] | None = None) -> PageLease:
+        """Start a lease on pages that the tree keeps; take further ones with `extend`."""
+        lease = PageLease(owner=owner)
+        for page in shared or []:
+            if not self._is_kept[page] and not self._leases[page]:
+                raise EngineError(f"page {page} is free and cannot be shared with {owner}")
+            if not self._leases[page]:
+                self._num_cached -= 1
+            self._leases[page] += 1
+            lease.pages.append(page)
+        lease.num_shared = len(lease.pages)
+        return lease
+
+    def extend(self, lease: PageLease, num_pages: int) -> None:
+        """Add free pages to a lease. Raises EngineError if there are too few; ask `num_free` first."""
+        if lease.is_released:
+            raise EngineError(f"the lease of {lease.owner} was released already")
+        if num_pages > len(self._free):
+            raise EngineError(f"{lease.owner} wants {num_pages} pages, {len(self._free)} are free")
+        for _ in range(num_pages):
+            page = self._free.pop()
+            self._leases[page] = 1
+            lease.pages.append(page)
+
+    def release(self, lease: PageLease) -> None:
+        """Give every page of a lease back. Raises EngineError on a second call."""
+        if lease.is_released:
+            raise EngineError(f"double free: the lease of {lease.owner} was released already")
+        lease.is_released = True
+        for page in reversed(lease.pages):
+            self._leases[page] -= 1
+            if self._leases[page] < 0:
+                raise EngineError(f"double free: page {page} of {lease.owner} had no lease")
+            if not self._leases[page]:
+                if self._is_kept[page]:
+                    self._num_cached += 1
+                else:
+                    self._free.append(page)
+        lease.pages = []
+
+    def keep(self, page: int) -> None:
+        """Note that the prefix tree holds this leased page."""
+        if self._is_kept[page] or not self._leases[page]:
+            raise EngineError(f"page {page} cannot enter the prefix tree")
+        self._is_kept[page] = True
+
+    def drop(self, page: int) -> None:
+        """Note that the prefix tree has let go of this page."""
+        if not self._is_kept[page]:
+            raise EngineError(f"page {page} is not in the prefix tree")
+        self._is_kept[page] = False
+        if not self._leases[page]:
+            self._num_cached -= 1
+            self._free.append(page)
+
+    def is_leased(self, page: int) -> bool:
+        """Return whether a request holds this page."""
+        return self._leases[page] > 0
+
+    def check(self) -> None:
+        """Recount everything. Raises EngineError where a count is off."""
+        cached = sum(kept and not count for kept, count in zip(self._is_kept, self._leases, strict=True))
+        leased = sum(count > 0 for count in self._leases)
+        free = len(self._free)
+        if len(set(self._free)) != free:
+            raise EngineError("a page is free twice")
+        if any(self._leases[page] or self._is_kept[page] for page in self._free):
+            raise EngineError("a page is free and in use")
+        if cached != self._num_cached or free + leased + cached != self.num_pages:
+            raise EngineError(f"free {free} + leased {leased} + cached {cached} != {self.num_pages} pages")

@@ -1,0 +1,67 @@
+"""Configuration of one engine, resolved once; combinations that cannot work fail here, naming the options."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import msgspec
+
+from sfumato.core.spec import ParameterValue
+from sfumato.engine.limits import Limits
+from sfumato.errors import ConfigError
+
+if TYPE_CHECKING:
+    from sfumato.models.folder import Overrides
+
+
+class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
+    """Everything that an engine process is started with.
+
+    dtype: "auto" takes the checkpoint's. device: "auto" takes CUDA where it is. kv_memory: bytes of KV pages;
+    None takes what max_running_requests whole contexts need, within a share of the memory. page_size: tokens
+    per page; None: the model's block length. num_threads: CPU threads of the forward; None: torch decides.
+    max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
+    """
+
+    model: str
+    dtype: str = "auto"
+    device: str = "auto"
+    kv_memory: int | None = None
+    page_size: int | None = None
+    num_threads: int | None = None
+    max_chunk_bytes: int = 64 << 20
+    algorithm: str | None = None
+    parameters: dict[str, ParameterValue] = {}
+    mask_token_id: int | None = None
+    eot_token_id: int | None = None
+    block_length: int | None = None
+    context_length: int | None = None
+    limits: Limits = Limits()
+
+    def overrides(self) -> Overrides:
+        """Return what replaces a checkpoint's own values."""
+        # Imported here, so that a process that only passes a configuration on does not load torch.
+        from sfumato.models.folder import Overrides
+
+        return Overrides(
+            mask_token_id=self.mask_token_id,
+            eot_token_id=self.eot_token_id,
+            block_length=self.block_length,
+            context_length=self.context_length,
+        )
+
+    def check(self) -> None:
+        """Raise ConfigError naming the option."""
+        self.limits.check()
+        for name in ("kv_memory", "page_size", "num_threads", "max_chunk_bytes"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
+        if self.parameters and self.algorithm is None:
+            raise ConfigError(f"--algorithm-parameters {self.parameters} need --algorithm")
+
+
+def memory_bytes() -> int:
+    """Return the machine's memory in bytes."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")

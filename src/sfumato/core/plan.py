@@ -1,0 +1,108 @@
+"""Rows, step plans and step results: what one forward does, and what came of it."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Any
+
+import msgspec
+
+
+class RowKind(StrEnum):
+    """What a row of a forward is for."""
+
+    PREFILL = "prefill"
+    DENOISE = "denoise"
+    COMMIT = "commit"
+
+
+class Cost(msgspec.Struct, frozen=True, kw_only=True):
+    """What a row takes from the budgets of a step."""
+
+    tokens: int = 0
+    rows: int = 0
+    pages: int = 0
+    logits_bytes: int = 0
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            tokens=self.tokens + other.tokens,
+            rows=self.rows + other.rows,
+            pages=self.pages + other.pages,
+            logits_bytes=self.logits_bytes + other.logits_bytes,
+        )
+
+
+class Row(msgspec.Struct, frozen=True, kw_only=True):
+    """A span of one request in one forward.
+
+    start, end: canvas positions that are fed. branch: "cond", or "uncond" under guidance.
+    key: rows of one forward share it.
+    """
+
+    request_id: str
+    kind: RowKind
+    start: int
+    end: int
+    branch: str = "cond"
+    key: str = "text"
+    cost: Cost = Cost()
+
+
+class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
+    """The rows of one forward; printing it explains the step."""
+
+    launch_id: int
+    rows: tuple[Row, ...] = ()
+
+    @property
+    def forward(self) -> bool:
+        """Whether there is anything to run."""
+        return bool(self.rows)
+
+    @property
+    def kind(self) -> str:
+        """Return "prefill", "denoise" or "mixed"."""
+        prefill = any(row.kind is RowKind.PREFILL for row in self.rows)
+        denoise = any(row.kind is not RowKind.PREFILL for row in self.rows)
+        return "mixed" if prefill and denoise else "prefill" if prefill else "denoise"
+
+    def request_ids(self) -> list[str]:
+        """Return each request of the plan once, in row order."""
+        return list(dict.fromkeys(row.request_id for row in self.rows))
+
+
+class Decision(msgspec.Struct, frozen=True, kw_only=True):
+    """What a denoise row decided, as numpy arrays over the window [start, start + W) of the canvas.
+
+    tokens: i64[W], the best guess of each position. transfer: bool[W], positions that take their token now.
+    confidence: f32[W]. logprob: f32[W] and alternatives (ids i64[W, K], values f32[W, K]) if asked for.
+    done: the algorithm ends the block here although positions may be undecided (None: when all are decided).
+    state: the algorithm's state after this step.
+    """
+
+    start: int
+    tokens: Any
+    transfer: Any
+    confidence: Any
+    logprob: Any = None
+    top_ids: Any = None
+    top_logprobs: Any = None
+    done: bool | None = None
+    state: Any = None
+
+
+class RowResult(msgspec.Struct, frozen=True, kw_only=True):
+    """What came of one row; an error ends its request alone."""
+
+    row: Row
+    decision: Decision | None = None
+    error: str | None = None
+
+
+class StepResult(msgspec.Struct, frozen=True, kw_only=True):
+    """One per plan, in launch order; `device_seconds` is the time of the forward and its statistics."""
+
+    launch_id: int
+    rows: tuple[RowResult, ...]
+    device_seconds: float = 0.0

@@ -1,0 +1,52 @@
+"""Frozen, validated descriptions of what a request asks for."""
+
+from __future__ import annotations
+
+import msgspec
+
+ParameterValue = bool | int | float | str | None
+
+
+class Sampling(msgspec.Struct, frozen=True, kw_only=True):
+    """How a token is chosen from one position's logits; temperature 0 means the best token."""
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    seed: int = 0
+    logit_bias: dict[int, float] = {}
+
+    @property
+    def is_greedy(self) -> bool:
+        """Whether the best token is taken and no random number is drawn for it."""
+        return self.temperature == 0.0
+
+
+class Decoding(msgspec.Struct, frozen=True, kw_only=True):
+    """The name of a decoding algorithm and the parameters that differ from its defaults."""
+
+    algorithm: str
+    parameters: dict[str, ParameterValue] = {}
+
+
+class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """One text request, validated against a model's traits.
+
+    prompt_ids: tokens in front of the canvas, all pinned.
+    max_tokens: how many tokens may be output; the canvas is rounded up to whole blocks.
+    infill: for each position after the prompt the token that is pinned there, or None where it is open.
+    stop_token_ids: tokens that end the output, the model's end tokens among them unless they are ignored.
+    logprobs: how many alternatives to report per decided token; None reports nothing.
+    choice: index among the choices that share one seed.
+    """
+
+    prompt_ids: tuple[int, ...]
+    max_tokens: int
+    block_length: int
+    decoding: Decoding
+    sampling: Sampling = Sampling()
+    stop_token_ids: tuple[int, ...] = ()
+    infill: tuple[int | None, ...] | None = None
+    logprobs: int | None = None
+    include_canvas: bool = False
+    choice: int = 0

@@ -1,0 +1,1 @@
+"""The event loop, the scheduler and the ways to start an engine."""

@@ -1,0 +1,175 @@
+"""Where the concrete classes are joined: a configuration becomes a model and the loop that serves it."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from sfumato.cache.pages import PageCache
+from sfumato.config import EngineConfig, memory_bytes
+from sfumato.core.messages import Gauges
+from sfumato.core.protocols import Inbox, Outbox
+from sfumato.core.request import Request, Status
+from sfumato.core.spec import Decoding
+from sfumato.core.traits import ModelTraits
+from sfumato.engine.limits import Limits
+from sfumato.engine.loop import EngineLoop, Lane
+from sfumato.engine.scheduler import Scheduler
+from sfumato.engine.sync import Alone
+from sfumato.errors import ConfigError
+from sfumato.models.batch import KVStore
+from sfumato.models.decoder import Decoder
+from sfumato.models.folder import Folder, read_folder
+from sfumato.models.weights import ProgressCallback, load_model, resolve_dtype
+from sfumato.text.decoding.registry import make_algorithm
+from sfumato.text.door import TextDoor
+from sfumato.text.runner import TextModel, TextRunner
+
+# KV memory that an engine takes by itself: this share of a CPU's memory, of a GPU's free memory.
+_CPU_SHARE = 0.1
+_GPU_SHARE = 0.85
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """A model in memory with its folder, traits and configuration."""
+
+    config: EngineConfig
+    folder: Folder
+    traits: ModelTraits
+    model: Decoder
+    dtype: torch.dtype
+    device: str
+
+
+def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> Loaded:
+    """Read a checkpoint as configured. Raises ConfigError or CheckpointError."""
+    config.check()
+    device = resolve_device(config.device)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    folder = read_folder(config.model, config.overrides())
+    dtype = resolve_dtype(config.dtype, folder.config)
+    model = load_model(folder, dtype=dtype, device=device, on_progress=on_progress)
+    traits = operator_defaults(config, folder.traits)
+    return Loaded(config=config, folder=folder, traits=traits, model=model, dtype=dtype, device=device)
+
+
+def resolve_device(name: str) -> str:
+    """Return "cuda" or "cpu" for "auto"; refuse a device that this machine lacks."""
+    if name == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise ConfigError(f"--device {name}: no CUDA device is available here")
+    if name != "cpu" and not name.startswith("cuda"):
+        raise ConfigError(f"--device {name!r} is not one of auto, cpu, cuda, cuda:N")
+    return name
+
+
+def operator_defaults(config: EngineConfig, traits: ModelTraits) -> ModelTraits:
+    """Put the operator's algorithm and parameters in place of the checkpoint's; they are checked at start."""
+    from msgspec.structs import replace
+
+    if config.algorithm is None:
+        return traits
+    make_algorithm(Decoding(algorithm=config.algorithm, parameters=config.parameters))
+    return replace(traits, default_algorithm=config.algorithm, default_parameters=dict(config.parameters))
+
+
+def build_loop(loaded: Loaded, inbox: Inbox, outbox: Outbox) -> tuple[EngineLoop, TextDoor]:
+    """Join a loaded model with pages, scheduler, runner and loop."""
+    config, traits = loaded.config, loaded.traits
+    page_size = config.page_size or traits.block_length
+    if traits.has_exact_cache and traits.block_length % page_size:
+        raise ConfigError(
+            f"--page-size {page_size} does not divide the model's block length {traits.block_length}"
+        )
+    num_pages = _num_pages(loaded, page_size) if traits.has_exact_cache else 0
+    store = None
+    if num_pages:
+        store = KVStore.allocate(
+            num_layers=traits.num_layers,
+            num_slots=num_pages * page_size,
+            num_heads=traits.num_kv_heads,
+            head_dim=traits.head_dim,
+            dtype=loaded.dtype,
+            device=loaded.device,
+        )
+    return assemble(
+        loaded.model,
+        traits,
+        inbox,
+        outbox,
+        store=store,
+        page_size=page_size,
+        num_pages=num_pages,
+        limits=config.limits,
+        chunk_bytes=config.max_chunk_bytes,
+    )
+
+
+def assemble(
+    model: TextModel,
+    traits: ModelTraits,
+    inbox: Inbox,
+    outbox: Outbox,
+    *,
+    store: KVStore | None,
+    page_size: int,
+    num_pages: int,
+    limits: Limits,
+    chunk_bytes: int,
+    clock: Callable[[], float] = time.monotonic,
+) -> tuple[EngineLoop, TextDoor]:
+    """Join a model that is there already; tests bring their own model and clock."""
+    pages = PageCache(num_pages, page_size)
+    scheduler = Scheduler(limits, pages, clock)
+    runner = TextRunner(model, traits, store=store, page_size=page_size, chunk_bytes=chunk_bytes)
+    door = TextDoor(
+        traits=traits, page_size=page_size, num_pages=num_pages, max_logits_bytes=limits.max_logits_bytes
+    )
+
+    def gauges(live: dict[str, Request]) -> Gauges:
+        running = sum(request.status is Status.RUNNING for request in live.values())
+        pool = pages.pool
+        return Gauges(
+            waiting=len(live) - running,
+            running=running,
+            pages_free=pool.num_free,
+            pages_leased=pool.num_leased,
+            pages_cached=pool.num_cached,
+            retractions=scheduler.num_retractions,
+        )
+
+    loop = EngineLoop(
+        inbox=inbox,
+        outbox=outbox,
+        scheduler=scheduler,
+        lanes=(Lane(runner, Alone()),),
+        make_work=door,
+        gauges=gauges,
+        clock=clock,
+    )
+    return loop, door
+
+
+def _num_pages(loaded: Loaded, page_size: int) -> int:
+    """Return how many pages the KV memory holds."""
+    traits, config = loaded.traits, loaded.config
+    page_bytes = traits.kv_bytes_per_token(loaded.dtype.itemsize) * page_size
+    wanted = config.limits.max_running_requests * -(-traits.context_length // page_size)
+    if config.kv_memory is not None:
+        num_pages = config.kv_memory // page_bytes
+        if num_pages < 2:
+            raise ConfigError(
+                f"--kv-memory {config.kv_memory} holds less than two pages of {page_bytes} bytes"
+            )
+        return num_pages
+    if loaded.device == "cpu":
+        room = int(memory_bytes() * _CPU_SHARE)
+    else:
+        room = int(torch.cuda.mem_get_info(loaded.device)[0] * _GPU_SHARE)
+    return max(2, min(wanted, room // page_bytes))

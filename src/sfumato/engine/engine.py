@@ -1,0 +1,294 @@
+"""The engine in this process: generate, stream, or drive it step by step."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import msgspec
+
+from sfumato.config import EngineConfig
+from sfumato.core.messages import (
+    Abort,
+    FinishReason,
+    Message,
+    StepStats,
+    Stop,
+    Submit,
+    TokenLogprob,
+    Turn,
+    Usage,
+)
+from sfumato.core.request import Request
+from sfumato.core.spec import TextSpec
+from sfumato.core.traits import ModelTraits
+from sfumato.engine.build import Loaded, build_loop, load
+from sfumato.engine.frontend import Assembler, Delta, SamplingParams, draw_seed, make_spec
+from sfumato.engine.loop import EngineLoop
+from sfumato.errors import EngineError, RequestError
+from sfumato.models.weights import ProgressCallback
+from sfumato.text.door import Replay, TextDoor
+from sfumato.text.tokenizer import Tokenizer
+
+Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
+
+
+class DirectInbox:
+    """Messages from the same thread."""
+
+    def __init__(self) -> None:
+        self._messages: deque[Message] = deque()
+
+    def put(self, message: Message) -> None:
+        """Queue a message for the next turn."""
+        self._messages.append(message)
+
+    def drain(self, *, wait_seconds: float | None) -> list[Message]:
+        """Return what is queued; nobody else could add to it while this thread waits."""
+        messages = list(self._messages)
+        self._messages.clear()
+        return messages
+
+
+class DirectOutbox:
+    """Turns for the same thread."""
+
+    def __init__(self) -> None:
+        self._turns: list[Turn] = []
+
+    def send(self, turn: Turn) -> None:
+        """Keep a turn until it is taken."""
+        self._turns.append(turn)
+
+    def take(self) -> list[Turn]:
+        """Return the turns since the last call."""
+        turns, self._turns = self._turns, []
+        return turns
+
+
+@dataclass(slots=True)
+class Choice:
+    """One finished choice: text, tokens, why it ended and what it cost; seed and choice repeat it."""
+
+    text: str = ""
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprob] | None = None
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    usage: Usage = Usage()
+    seed: int = 0
+
+
+class Engine:
+    """Holds one model and its loop; not thread-safe.
+
+    >>> engine = Engine.load("sfumato-tiny-sdar")
+    >>> engine.generate("12+7=", SamplingParams(max_tokens=16))[0].text
+    """
+
+    def __init__(
+        self, loaded: Loaded, loop: EngineLoop, door: TextDoor, inbox: DirectInbox, outbox: DirectOutbox
+    ):
+        self._loaded = loaded
+        self._loop = loop
+        self._door = door
+        self._inbox = inbox
+        self._outbox = outbox
+        self._ids = itertools.count()
+        self._pending: set[str] = set()
+        self._tokenizer: Tokenizer | None = None
+        self.steps: list[StepStats] = []
+
+    @classmethod
+    def load(
+        cls, model: str | EngineConfig, *, on_progress: ProgressCallback | None = None, **options: Any
+    ) -> Engine:
+        """Load a model by embedded name, folder or hub id; options are `EngineConfig`'s fields."""
+        config = model if isinstance(model, EngineConfig) else EngineConfig(model=model, **options)
+        return cls.from_loaded(load(config, on_progress))
+
+    @classmethod
+    def from_loaded(cls, loaded: Loaded) -> Engine:
+        """Start an engine on a model that is in memory."""
+        inbox, outbox = DirectInbox(), DirectOutbox()
+        loop, door = build_loop(loaded, inbox, outbox)
+        return cls(loaded, loop, door, inbox, outbox)
+
+    @property
+    def traits(self) -> ModelTraits:
+        """Return what the model declares."""
+        return self._loaded.traits
+
+    @property
+    def loop(self) -> EngineLoop:
+        """Return the loop, for those who look inside."""
+        return self._loop
+
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """Return the checkpoint's tokenizer, read when it is first needed; None if it has none."""
+        if self._tokenizer is None and self._loaded.folder.has_tokenizer:
+            self._tokenizer = Tokenizer(self._loaded.folder.path)
+        return self._tokenizer
+
+    def encode(self, prompt: Prompt) -> list[int]:
+        """Return the token ids of a text, a list of chat messages, or token ids."""
+        if isinstance(prompt, str):
+            return self._need_tokenizer().encode(prompt)
+        if prompt and isinstance(prompt[0], dict):
+            return self._need_tokenizer().apply_chat_template(list(prompt))  # type: ignore[arg-type]
+        return [int(token) for token in prompt]  # type: ignore[arg-type]
+
+    def _need_tokenizer(self) -> Tokenizer:
+        tokenizer = self.tokenizer
+        if tokenizer is None:
+            raise RequestError("this model has no tokenizer; give token ids", field="prompt")
+        return tokenizer
+
+    def add_request(
+        self,
+        prompt_ids: Sequence[int],
+        params: SamplingParams | None = None,
+        *,
+        request_id: str | None = None,
+        choice: int = 0,
+        replay: Replay | None = None,
+        spec: TextSpec | None = None,
+    ) -> str:
+        """Queue one choice of a request for the next step and return its id.
+
+        replay: reference mode; spec: a finished spec instead of params. Raises RequestError, also for an id
+        that is active.
+        """
+        params = params or SamplingParams()
+        request_id = request_id if request_id is not None else f"request-{next(self._ids)}"
+        if request_id in self._loop.live or request_id in self._pending:
+            raise RequestError(
+                f"request id {request_id!r} is already active", field="request_id", value=request_id
+            )
+        if spec is None:
+            if params.seed is None:
+                params = msgspec.structs.replace(params, seed=draw_seed())
+            spec = make_spec(prompt_ids, params, self.traits, choice=choice)
+        if replay is not None:
+            self._door.replays[request_id] = replay
+        else:
+            self._door.check(spec)
+        self._pending.add(request_id)
+        self._inbox.put(
+            Submit(request_id=request_id, spec=spec, priority=params.priority, timeout=params.timeout)
+        )
+        return request_id
+
+    def abort(self, request_id: str) -> None:
+        """End a request at the next step; an unknown id is ignored."""
+        self._inbox.put(Abort(request_id=request_id))
+
+    def request(self, request_id: str) -> Request | None:
+        """Return a live request."""
+        return self._loop.live.get(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._loop.live or self._pending)
+
+    def step(self) -> list[Turn]:
+        """Run one turn of the loop and return what it brought."""
+        if not self._loop.is_alive:
+            raise EngineError("the engine was closed")
+        self._loop.turn()
+        self._pending.clear()
+        turns = self._outbox.take()
+        for turn in turns:
+            self.steps.extend(turn.steps)
+        return turns
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        params: SamplingParams | Sequence[SamplingParams] | None = None,
+    ) -> list[Choice]:
+        """Run prompts to their ends together; return their choices in order, n per prompt.
+
+        prompts: a text, token ids, chat messages, or a list of such. params: one for all, or one each.
+        """
+        each: list[Any] = [prompts] if _is_one_prompt(prompts) else list(prompts)
+        given = params if isinstance(params, Sequence) else [params or SamplingParams()] * len(each)
+        if len(given) != len(each):
+            raise RequestError(
+                f"{len(each)} prompts and {len(given)} params", field="params", value=len(given)
+            )
+        finished: list[Choice] = []
+        for index, delta in self._stream_all([(self.encode(p), q) for p, q in zip(each, given, strict=True)]):
+            if isinstance(delta, int):
+                finished.append(Choice(seed=delta))
+                continue
+            _add(finished[index], delta)
+        return finished
+
+    def stream(self, prompt: Prompt, params: SamplingParams | None = None) -> Iterator[tuple[int, Delta]]:
+        """Yield (choice, delta) as text is committed; a generator that is closed aborts its request."""
+        for index, delta in self._stream_all([(self.encode(prompt), params or SamplingParams())]):
+            if isinstance(delta, Delta):
+                yield index, delta
+
+    def _stream_all(self, asked: list[tuple[list[int], SamplingParams]]) -> Iterator[tuple[int, Delta | int]]:
+        """Yield first the seed of each choice, then the deltas."""
+        open_choices: dict[str, tuple[int, Assembler]] = {}
+        for prompt_ids, params in asked:
+            seed = draw_seed() if params.seed is None else params.seed
+            params = msgspec.structs.replace(params, seed=seed)
+            for choice in range(params.n):
+                assembler = Assembler(self.tokenizer, params.stop)
+                request_id = self.add_request(prompt_ids, params, choice=choice)
+                open_choices[request_id] = (len(open_choices), assembler)
+        try:
+            yield from ((index, params.seed or 0) for index, params in _per_choice(asked))
+            while open_choices:
+                for turn in self.step():
+                    for refusal in turn.refusals:
+                        raise RequestError(refusal.message, field=refusal.field or "request")
+                    for output in turn.outputs:
+                        if output.request_id not in open_choices:
+                            continue
+                        index, assembler = open_choices[output.request_id]
+                        delta = assembler.push(output)
+                        if assembler.is_finished:
+                            del open_choices[output.request_id]
+                        if delta.met_stop_string:
+                            self.abort(output.request_id)
+                        yield index, delta
+        finally:
+            for request_id in open_choices:
+                self.abort(request_id)
+
+    def close(self) -> None:
+        """End every request and the loop."""
+        if self._loop.is_alive:
+            self._inbox.put(Stop(drain=False))
+            self._loop.turn()
+
+
+def _per_choice(asked: list[tuple[list[int], SamplingParams]]) -> Iterator[tuple[int, SamplingParams]]:
+    index = itertools.count()
+    for _, params in asked:
+        for _ in range(params.n):
+            yield next(index), params
+
+
+def _is_one_prompt(prompts: Any) -> bool:
+    return isinstance(prompts, str) or not prompts or isinstance(prompts[0], int | dict)
+
+
+def _add(choice: Choice, delta: Delta) -> None:
+    choice.text += delta.text
+    choice.token_ids.extend(delta.token_ids)
+    if delta.logprobs is not None:
+        choice.logprobs = [*(choice.logprobs or []), *delta.logprobs]
+    choice.usage = delta.usage
+    choice.finish_reason = delta.finish_reason or choice.finish_reason
+    choice.error = delta.error or choice.error

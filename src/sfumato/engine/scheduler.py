@@ -1,0 +1,263 @@
+"""Decides which requests run this step; touches no tensor.
+
+Not being chosen has no side effect: there is one set of live requests, and selecting from it moves nothing.
+What changes here is admission (a lease on pages) and retraction (the lease given back).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from sfumato.cache.pages import PageCache
+from sfumato.cache.pool import PageLease
+from sfumato.core.plan import Cost, Row, RowKind, StepPlan
+from sfumato.core.request import Request, Status
+from sfumato.engine.limits import Limits
+
+
+@dataclass(frozen=True, slots=True)
+class _Candidate:
+    """A running request with the rows it would run now and the pages it must hold for them."""
+
+    request: Request
+    rows: tuple[Row, ...]
+    num_pages: int
+    cost: Cost
+
+    @property
+    def is_prefill(self) -> bool:
+        return self.rows[0].kind is RowKind.PREFILL
+
+
+class Scheduler:
+    """Plans one step at a time over the live requests.
+
+    clock: seconds, monotonic; decides only how long a request has waited.
+    """
+
+    def __init__(self, limits: Limits, pages: PageCache, clock: Callable[[], float]) -> None:
+        self._limits = limits
+        self._pages = pages
+        self._clock = clock
+        self._launch_id = 0
+        self._prefill_streak = 0
+        self.num_retractions = 0
+
+    def plan(self, live: Mapping[str, Request]) -> StepPlan:
+        """Return the rows of the next forward, in the order of their cost being admitted."""
+        self._make_way(live)
+        self._admit(live)
+        candidates, stalled = self._candidates(live)
+        if stalled and not candidates:
+            # Nobody can take a step: the youngest gives its pages to the oldest; one alone always fits.
+            holders = [request for request in stalled if request.lease is not None and request.lease.pages]
+            while len(holders) > 1 and not candidates:
+                self._retract(_last(holders))
+                candidates, stalled = self._candidates(live)
+                holders = [
+                    request for request in stalled if request.lease is not None and request.lease.pages
+                ]
+        chosen = self._choose(candidates)
+        self._launch_id += 1
+        rows: list[Row] = []
+        for candidate in chosen:
+            candidate.request.last_step = self._launch_id
+            rows.extend(candidate.rows)
+        return StepPlan(launch_id=self._launch_id, rows=tuple(rows))
+
+    def _candidates(self, live: Mapping[str, Request]) -> tuple[list[_Candidate], list[Request]]:
+        """Return what could run, oldest first, and who lacks pages; pages are counted, not taken."""
+        room = self._pages.num_available
+        found: list[_Candidate] = []
+        stalled: list[Request] = []
+        running = [request for request in live.values() if request.status is Status.RUNNING]
+        for request in sorted(running, key=_seniority):
+            rows = request.work.rows(request.id, self._limits.max_prefill_tokens)
+            num_pages = request.work.pages_for(rows)
+            missing = num_pages - (len(request.lease.pages) if request.lease else 0)
+            if missing > 0 and missing > room:
+                stalled.append(request)
+                continue
+            room -= max(0, missing)
+            found.append(_Candidate(request, rows, num_pages, _total(rows)))
+        return found, stalled
+
+    def _choose(self, candidates: list[_Candidate]) -> list[_Candidate]:
+        """Apply the policy and the budgets of a step."""
+        prefills = [candidate for candidate in candidates if candidate.is_prefill]
+        denoises = [candidate for candidate in candidates if not candidate.is_prefill]
+        # Who has not run for longest goes first, so that a budget smaller than the rows serves all in turn.
+        denoises.sort(key=lambda candidate: (candidate.request.last_step, _seniority(candidate.request)))
+        if self._limits.policy == "mixed":
+            return self._fit(denoises, self._limits.max_step_tokens) + self._fit_prefill(prefills)
+        is_denoise_due = bool(denoises) and self._prefill_streak >= self._limits.denoise_every - 1
+        if prefills and not is_denoise_due:
+            chosen = self._fit_prefill(prefills)
+            if chosen:
+                self._prefill_streak += 1
+                return chosen
+        self._prefill_streak = 0
+        return self._fit(denoises, self._limits.max_step_tokens)
+
+    def _fit(self, candidates: list[_Candidate], max_tokens: int) -> list[_Candidate]:
+        """Take candidates while the budgets last; the first always fits, and a refused one stops nobody."""
+        chosen: list[_Candidate] = []
+        used = Cost()
+        for candidate in candidates:
+            total = used + candidate.cost
+            is_over = total.tokens > max_tokens or total.logits_bytes > self._limits.max_logits_bytes
+            if (chosen and is_over) or not self._extend(candidate):
+                continue
+            used = total
+            chosen.append(candidate)
+        return chosen
+
+    def _fit_prefill(self, candidates: list[_Candidate]) -> list[_Candidate]:
+        """Share the prefill tokens of one forward among prompts, oldest first, in whole blocks."""
+        chosen: list[_Candidate] = []
+        left = self._limits.max_prefill_tokens
+        for candidate in candidates:
+            rows = candidate.request.work.rows(candidate.request.id, left)
+            cost = _total(rows)
+            if chosen and cost.tokens > left:
+                continue
+            fitted = _Candidate(candidate.request, rows, candidate.num_pages, cost)
+            if self._extend(fitted):
+                left -= cost.tokens
+                chosen.append(fitted)
+        return chosen
+
+    def _extend(self, candidate: _Candidate) -> bool:
+        lease = candidate.request.lease
+        return not isinstance(lease, PageLease) or self._pages.extend(lease, candidate.num_pages)
+
+    def _admit(self, live: Mapping[str, Request]) -> None:
+        """Let waiting requests in while there are rows and pages; a refused one stops nobody behind it."""
+        running = [request for request in live.values() if request.status is Status.RUNNING]
+        waiting = [request for request in live.values() if request.status is Status.WAITING]
+        num_running = len(running)
+        if not waiting or num_running >= self._limits.max_running_requests:
+            return
+        now = self._clock()
+        room = self._pages.num_available - sum(_missing(request) for request in running)
+        for request in sorted(waiting, key=lambda request: self._turn_of(request, now)):
+            if num_running >= self._limits.max_running_requests:
+                return
+            if self._try_admit(request, room, running):
+                request.is_protected = self._is_overdue(request, now)
+                num_running += 1
+                running.append(request)
+                room = self._pages.num_available - sum(_missing(other) for other in running)
+            elif self._is_overdue(request, now):
+                # Whoever has waited this long lets nobody pass until it fits.
+                return
+
+    def _turn_of(self, request: Request, now: float) -> tuple[int, float, int]:
+        """Order waiting requests: those that have waited too long by their wait, the others by seniority."""
+        if self._is_overdue(request, now):
+            return (0, request.waiting_since, request.arrival)
+        return (1, -request.priority, request.arrival)
+
+    def _is_overdue(self, request: Request, now: float) -> bool:
+        return now - request.waiting_since >= self._limits.max_wait_seconds
+
+    def _try_admit(self, request: Request, room: int, running: list[Request]) -> bool:
+        work = request.work
+        needed = work.pages_to_progress()
+        if needed:
+            tokens, key = work.known_tokens(), work.cache_key()
+            shared = self._pages.match(key, tokens, work.block_length)
+            # A prefix that only the tree keeps counts as available; leasing it takes it away from the others.
+            wanted = needed - sum(self._pages.pool.is_leased(page) for page in shared)
+            if request.retractions and running:
+                # It was in the way once: it comes back when everybody can finish.
+                worst = sum(other.work.pages_at_most() - _held(other) for other in running)
+                wanted = work.pages_at_most() - len(shared) + worst
+            if wanted > room:
+                return False
+            lease = self._pages.admit(
+                request.id, shared, needed, key=key, tokens=tokens, block_length=work.block_length
+            )
+            if lease is None:
+                return False
+            request.lease = lease
+            work.resume_at(len(shared) * self._pages.pool.page_size)
+        request.status = Status.RUNNING
+        return True
+
+    def _make_way(self, live: Mapping[str, Request]) -> None:
+        """Retract the lowest priority where a higher one waits and all rows or pages are taken."""
+        waiting = [request for request in live.values() if request.status is Status.WAITING]
+        if not waiting:
+            return
+        highest = min(waiting, key=_seniority)
+        running = [request for request in live.values() if request.status is Status.RUNNING]
+        lower = [
+            request for request in running if request.priority < highest.priority and not request.is_protected
+        ]
+        needed = highest.work.pages_to_progress()
+        if not lower or needed > self._pages.num_available + sum(_held(request) for request in lower):
+            return
+        if len(running) >= self._limits.max_running_requests:
+            victim = _last(lower)
+            self._retract(victim)
+            lower.remove(victim)
+        while self._pages.num_available < needed and lower:
+            victim = _last(lower)
+            lower.remove(victim)
+            self._retract(victim)
+
+    def _retract(self, request: Request) -> None:
+        """Give a request's pages back; it keeps its canvas and waits with its old place in line."""
+        if isinstance(request.lease, PageLease):
+            self._pages.pool.release(request.lease)
+        request.lease = None
+        request.work.resume_at(0)
+        request.status = Status.WAITING
+        request.waiting_since = self._clock()
+        request.retractions += 1
+        self.num_retractions += 1
+
+    def check(self) -> None:
+        """Recount the pages. Raises EngineError where one is neither free, leased nor cached."""
+        self._pages.pool.check()
+
+    def release(self, request: Request) -> None:
+        """Take back what an ended request held."""
+        if isinstance(request.lease, PageLease):
+            self._pages.pool.release(request.lease)
+        request.lease = None
+
+    def share(self, request: Request) -> None:
+        """Enter a request's final keys and values into the prefix tree."""
+        work = request.work
+        tokens = work.known_tokens()[: work.cached_len()]
+        if tokens and isinstance(request.lease, PageLease):
+            self._pages.share(request.lease, work.cache_key(), tokens, work.block_length)
+
+
+def _seniority(request: Request) -> tuple[int, int]:
+    """Order requests: higher priority first, then who came first."""
+    return (-request.priority, request.arrival)
+
+
+def _last(requests: list[Request]) -> Request:
+    """Return the lowest-priority youngest request."""
+    return max(requests, key=_seniority)
+
+
+def _total(rows: tuple[Row, ...]) -> Cost:
+    total = Cost()
+    for row in rows:
+        total += row.cost
+    return total
+
+
+def _held(request: Request) -> int:
+    return len(request.lease.pages) if request.lease else 0
+
+
+def _missing(request: Request) -> int:
+    """Return how many pages a running request lacks for its next decision."""
+    return max(0, request.work.pages_to_progress() - _held(request))

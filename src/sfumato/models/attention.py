@@ -1,0 +1,57 @@
+"""The one attention function: grouped scaled-dot-product calls over slots of the page table."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sfumato.models.batch import AttentionGroup, Batch
+
+
+def attend(query: Tensor, key: Tensor, value: Tensor, batch: Batch, layer: int) -> Tensor:
+    """Write this forward's keys and values to the pool, then let each query see its slots.
+
+    query: [N, H, D]; key, value: [N, K, D], rotated. Returns [N, H, D]. Changes the layer's store in place.
+    Query head h uses key head h // (H / K).
+    """
+    if batch.store is not None and batch.write_slots is not None and batch.write_tokens is not None:
+        batch.store.keys[layer].index_copy_(0, batch.write_slots, key.index_select(0, batch.write_tokens))
+        batch.store.values[layer].index_copy_(0, batch.write_slots, value.index_select(0, batch.write_tokens))
+    if len(batch.groups) == 1 and isinstance(batch.groups[0].queries, slice):
+        return _attend_group(query, key, value, batch, batch.groups[0], layer)
+    output = torch.empty_like(query)
+    for group in batch.groups:
+        output[group.queries] = _attend_group(query[group.queries], key, value, batch, group, layer)
+    return output
+
+
+def _attend_group(
+    query: Tensor, key: Tensor, value: Tensor, batch: Batch, group: AttentionGroup, layer: int
+) -> Tensor:
+    if group.from_pool:
+        assert batch.store is not None
+        key, value = batch.store.keys[layer], batch.store.values[layer]
+    key, value = key[group.keys], value[group.keys]
+    return sdpa(query, key, value, num_rows=group.num_rows, mask=group.mask)
+
+
+def sdpa(query: Tensor, key: Tensor, value: Tensor, *, num_rows: int, mask: Tensor | None) -> Tensor:
+    """Compute attention of R rows at once.
+
+    query: [R * Q, H, D]; key, value: [R * T, K, D]; mask: bool[R, 1, Q, T] or None. Returns [R * Q, H, D].
+    Query heads that share a key head are stacked along the query axis, so that no key is repeated.
+    """
+    heads, width = query.shape[1], query.shape[2]
+    kv_heads = key.shape[1]
+    shared = heads // kv_heads
+    num_queries = query.shape[0] // num_rows
+    grouped = query.view(num_rows, num_queries, kv_heads, shared, width)
+    grouped = grouped.permute(0, 2, 3, 1, 4).reshape(num_rows, kv_heads, shared * num_queries, width)
+    key = key.view(num_rows, -1, kv_heads, width).transpose(1, 2)
+    value = value.view(num_rows, -1, kv_heads, width).transpose(1, 2)
+    if mask is not None and shared > 1:
+        mask = mask.repeat(1, 1, shared, 1)
+    result = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+    result = result.view(num_rows, kv_heads, shared, num_queries, width).permute(0, 3, 1, 2, 4)
+    return result.reshape(num_rows * num_queries, heads, width)

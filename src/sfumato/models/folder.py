@@ -1,0 +1,164 @@
+"""A checkpoint folder in Hugging Face form: where it lies, its JSON files, the traits they declare.
+
+Reads JSON only; weights are `weights.py`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from sfumato.core.traits import ModelTraits
+from sfumato.errors import CheckpointError, ConfigError
+from sfumato.models.registry import family_of
+
+ZOO = Path(__file__).resolve().parent.parent / "zoo"
+
+# Everything that is ever read from a hub repository: no pickle, no code.
+_HUB_FILES = ("*.json", "*.safetensors", "*.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class Overrides:
+    """Values that an operator gives where a checkpoint lacks them or is wrong."""
+
+    mask_token_id: int | None = None
+    eot_token_id: int | None = None
+    block_length: int | None = None
+    context_length: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Folder:
+    """One checkpoint folder, its parsed configuration and the traits of its model."""
+
+    name: str
+    path: Path
+    config: dict[str, Any]
+    generation: dict[str, Any]
+    traits: ModelTraits
+
+    @property
+    def has_tokenizer(self) -> bool:
+        """Whether text can be turned into tokens; without one, requests carry token ids."""
+        return (self.path / "tokenizer.json").exists()
+
+
+def embedded_models() -> list[str]:
+    """Return the names of the models inside the package, the default first."""
+    names = sorted(path.parent.name for path in ZOO.glob("*/config.json"))
+    return sorted(names, key=lambda name: (name != "sfumato-tiny-sdar", name))
+
+
+def locate(model: str) -> Path:
+    """Return the folder of an embedded name, a local path or a hub id (downloaded if it is not cached)."""
+    if model in embedded_models():
+        return ZOO / model
+    path = Path(model).expanduser()
+    if path.is_dir():
+        return path
+    if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
+        embedded = ", ".join(embedded_models())
+        raise CheckpointError(
+            f"model {model!r}: no such folder, no embedded model ({embedded}) and no hub id (owner/name)"
+        )
+    return _download(model)
+
+
+def _download(model: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=list(_HUB_FILES)))
+    except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
+        first_line = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise CheckpointError(
+            f"model {model!r}: not in the local cache and not reachable: {first_line}"
+        ) from error
+
+
+def read_folder(model: str, overrides: Overrides | None = None) -> Folder:
+    """Locate and parse a checkpoint; raises CheckpointError naming the file or the field."""
+    path = locate(model)
+    config = read_json(path / "config.json")
+    if config is None:
+        raise CheckpointError(f"{path}: config.json is missing")
+    generation = read_json(path / "generation_config.json") or {}
+    traits = resolve_traits(config, generation, added_tokens(path), overrides or Overrides())
+    name = (
+        model
+        if model in embedded_models() or ("/" in model and not Path(model).exists())
+        else path.resolve().name
+    )
+    return Folder(name=name, path=path, config=config, generation=generation, traits=traits)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """Return a JSON object, or None where the file does not exist."""
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path}: not readable as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path}: expected a JSON object")
+    return content
+
+
+def added_tokens(path: Path) -> dict[str, int]:
+    """Return the special tokens that a folder's tokenizer files add, by their text."""
+    found: dict[str, int] = {}
+    for text, token_id in (read_json(path / "added_tokens.json") or {}).items():
+        found[text] = int(token_id)
+    settings = read_json(path / "tokenizer_config.json") or {}
+    for token_id, entry in (settings.get("added_tokens_decoder") or {}).items():
+        found[entry["content"]] = int(token_id)
+    for entry in (read_json(path / "tokenizer.json") or {}).get("added_tokens") or []:
+        found[entry["content"]] = int(entry["id"])
+    return found
+
+
+def resolve_traits(
+    config: dict[str, Any], generation: dict[str, Any], tokens: dict[str, int], overrides: Overrides
+) -> ModelTraits:
+    """Combine config.json, generation_config.json, the tokenizer and an operator's overrides."""
+    given = {
+        "mask_token_id": overrides.mask_token_id,
+        "block_size": overrides.block_length,
+        "block_length": overrides.block_length,
+    }
+    config = config | {name: value for name, value in given.items() if value is not None}
+    traits = family_of(config).traits_from_hf(config, tokens)
+    ends = dict.fromkeys(traits.eos_token_ids)
+    more = generation.get("eos_token_id")
+    ends |= dict.fromkeys(more if isinstance(more, list) else [] if more is None else [more])
+    eot = overrides.eot_token_id if overrides.eot_token_id is not None else traits.eot_token_id
+    if eot is not None:
+        ends[eot] = None
+    context = overrides.context_length or traits.context_length
+    if overrides.context_length and overrides.context_length > traits.context_length:
+        raise ConfigError(
+            f"--context-length {overrides.context_length} is beyond the model's {traits.context_length}"
+        )
+    for field, token_id in (
+        ("mask_token_id", traits.mask_token_id),
+        *(("eos_token_id", end) for end in ends),
+    ):
+        if not 0 <= token_id < traits.vocab_size:
+            raise CheckpointError(f"{field} {token_id} is outside the vocabulary of {traits.vocab_size}")
+    served = generation.get("sfumato") or {}
+    return msgspec.structs.replace(
+        traits,
+        eos_token_ids=tuple(ends),
+        eot_token_id=eot,
+        context_length=context,
+        default_max_tokens=generation.get("max_new_tokens"),
+        default_algorithm=served.get("algorithm", traits.default_algorithm),
+        default_parameters=served.get("parameters", traits.default_parameters),
+    )

@@ -1,0 +1,150 @@
+"""Layers that the families share: linear with prepacked weights, RMS norm, rotary positions, gated MLP."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class Linear(nn.Module):
+    """y = x W^T + b, with the weight optionally packed once for the CPU's matrix kernels.
+
+    weight: [out, in]; several checkpoint tensors may be stacked along `out` (fused projections).
+    """
+
+    def __init__(self, in_features: int, out_features: int, *, bias: bool = False) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
+        self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
+        self.packed: Tensor | None = None
+
+    def pack(self) -> None:
+        """Reorder the weight once for oneDNN and drop the plain copy; elsewhere nothing changes."""
+        self.packed = pack_weight(self.weight)
+        if self.packed is not None:
+            self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.packed is not None:
+            return packed_linear(x, self.packed, self.bias)
+        return F.linear(x, self.weight, self.bias)
+
+
+def pack_weight(weight: Tensor) -> Tensor | None:
+    """Return the weight in oneDNN's blocked layout, or None where that is not available.
+
+    The operators are private to torch; this function and `packed_linear` are the only users.
+    """
+    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+        return None
+    if weight.dtype not in (torch.float32, torch.bfloat16):
+        return None
+    if weight.dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return None
+    try:
+        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
+        packed_linear(weight.new_zeros(1, weight.shape[1]), packed, None)
+    except (AttributeError, RuntimeError):
+        return None
+    return packed
+
+
+def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
+    """Multiply x: [N, in] by a packed weight."""
+    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
+    return result
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise over the last axis in float32, cast back, then scale (LLaDA's order)."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return wide.to(x.dtype) * weight
+
+
+def rms_norm_wide(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Normalise and scale in float32, cast once (the flash-attn order that SDAR was trained with)."""
+    wide = x.float()
+    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
+    return (wide * weight.float()).to(x.dtype)
+
+
+class RMSNorm(nn.Module):
+    """Root-mean-square norm; `wide` scales before the cast."""
+
+    def __init__(self, width: int, eps: float, *, wide: bool) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
+        self.eps = eps
+        self.normalise = rms_norm_wide if wide else rms_norm
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.normalise(x, self.weight, self.eps)
+
+
+class Rotary:
+    """Half-split rotary positions, computed in float32 and cast back."""
+
+    def __init__(self, head_dim: int, theta: float) -> None:
+        self.head_dim = head_dim
+        self.theta = theta
+
+    def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
+        """Return cos and sin, f32[N, 1, D], for positions i64[N]."""
+        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)
+        inverse = 1.0 / (self.theta ** (exponent / self.head_dim))
+        angle = positions.float()[:, None] * inverse
+        angle = torch.cat((angle, angle), dim=-1)[:, None, :]
+        return angle.cos(), angle.sin()
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate x: [N, heads, D] by angles f32[N, 1, D]."""
+    wide = x.float()
+    half = wide.shape[-1] // 2
+    turned = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
+    return (wide * cos + turned * sin).to(x.dtype)
+
+
+class GatedMLP(nn.Module):
+    """down(silu(gate x) * up x), gate and up in one matrix product."""
+
+    def __init__(self, width: int, inner: int) -> None:
+        super().__init__()
+        self.gate_up = Linear(width, 2 * inner)
+        self.down = Linear(inner, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, up = self.gate_up(x).chunk(2, dim=-1)
+        return self.down(F.silu(gate) * up)
+
+
+class Attention(nn.Module):
+    """Fused q, k, v projection, optional per-head norms, rotary positions, output projection."""
+
+    def __init__(
+        self,
+        width: int,
+        *,
+        num_heads: int,
+        num_kv_heads: int,
+        head_dim: int,
+        bias: bool = False,
+        out_bias: bool = False,
+        norm_eps: float | None = None,
+    ) -> None:
+        super().__init__()
+        self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
+        self.qkv = Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=bias)
+        self.out = Linear(num_heads * head_dim, width, bias=out_bias)
+        self.query_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps, wide=True)
+        self.key_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps, wide=True)
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return rotated query [N, H, D], rotated key [N, K, D] and value [N, K, D]."""
+        fused = self.qkv(x).view(x.shape[0], -1, self.head_dim)
+        query, key, value = fused.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
+        if self.query_norm is not None and self.key_norm is not None:
+            query, key = self.query_norm(query), self.key_norm(key)
+        return rotate(query, cos, sin), rotate(key, cos, sin), value

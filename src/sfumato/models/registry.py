@@ -1,0 +1,43 @@
+"""Architecture names and the modules that implement them; adding a model is one line here."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from sfumato.core.traits import ModelTraits
+from sfumato.errors import CheckpointError
+from sfumato.models.checkpoint_names import Target
+from sfumato.models.decoder import Decoder, DecoderShape
+
+ARCHITECTURES: dict[str, str] = {
+    "LLaDAModelLM": "sfumato.models.llada",
+    "SDARForCausalLM": "sfumato.models.sdar",
+}
+
+
+class Family(Protocol):
+    """What a family's module provides."""
+
+    def shape_from_hf(self, config: Mapping[str, Any]) -> DecoderShape: ...
+
+    def traits_from_hf(self, config: Mapping[str, Any], added_tokens: Mapping[str, int]) -> ModelTraits: ...
+
+    def targets(self, shape: DecoderShape) -> dict[str, Target]: ...
+
+    def build(self, shape: DecoderShape) -> Decoder: ...
+
+
+def family_of(config: Mapping[str, Any]) -> Family:
+    """Return the family module of a config.json; raises CheckpointError for an unknown architecture."""
+    names = config.get("architectures")
+    if not isinstance(names, list) or not names:
+        raise CheckpointError("config.json: field 'architectures' is missing")
+    for name in names:
+        if name in ARCHITECTURES:
+            module: Any = importlib.import_module(ARCHITECTURES[name])
+            family: Family = module
+            return family
+    known = ", ".join(sorted(ARCHITECTURES))
+    raise CheckpointError(f"config.json: architecture {names[0]!r} is not supported (supported: {known})")

@@ -1,0 +1,146 @@
+"""Reading safetensors into a model: memory-mapped, straight to dtype and device, every name checked."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from sfumato.errors import CheckpointError
+from sfumato.models.checkpoint_names import Target
+from sfumato.models.decoder import Decoder
+from sfumato.models.folder import Folder, read_json
+from sfumato.models.registry import family_of
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# Called with (tensors done, tensors in all, bytes read so far).
+ProgressCallback = Callable[[int, int, int], None]
+
+# Buffers that some exporters write and no forward pass reads.
+_IGNORED_SUFFIXES = ("rotary_emb.inv_freq",)
+_SINGLE = "model.safetensors"
+_INDEX = "model.safetensors.index.json"
+
+
+def build_on_meta(config: dict[str, Any]) -> tuple[Decoder, dict[str, Target]]:
+    """Build a model without memory, and the checkpoint tensors that it expects."""
+    family = family_of(config)
+    shape = family.shape_from_hf(config)
+    with torch.device("meta"):
+        model = family.build(shape)
+    return model, family.targets(shape)
+
+
+def count_parameters(targets: dict[str, Target]) -> int:
+    """Return how many numbers a checkpoint of these tensors holds."""
+    return sum(math.prod(target.shape) for target in targets.values())
+
+
+def resolve_dtype(name: str, config: dict[str, Any]) -> torch.dtype:
+    """Return the dtype of an option ("auto" takes the checkpoint's own)."""
+    if name == "auto":
+        name = str(config.get("torch_dtype") or config.get("dtype") or "float32").removeprefix("torch.")
+    if name not in DTYPES:
+        raise CheckpointError(f"dtype {name!r} is not supported (supported: auto, {', '.join(DTYPES)})")
+    return DTYPES[name]
+
+
+def load_model(
+    folder: Folder,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    pack: bool = True,
+    on_progress: ProgressCallback | None = None,
+) -> Decoder:
+    """Load a checkpoint's weights; beside the model, one tensor at a time is in memory.
+
+    Raises CheckpointError naming the tensor or the file: missing, extra, of a wrong shape, truncated.
+    """
+    model, targets = build_on_meta(folder.config)
+    model = model.to(dtype).to_empty(device=device).eval()
+    if model.shape.tied:
+        model.output.weight = model.embedding
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    done = read = 0
+    for name, tensor in _tensors(folder.path, targets, tied=model.shape.tied):
+        target = targets[name]
+        if tuple(tensor.shape) != target.shape:
+            raise CheckpointError(
+                f"{folder.path}: tensor {name!r} has shape {[*tensor.shape]}, expected {[*target.shape]}"
+            )
+        parameter = parameters[target.parameter]
+        place: Tensor = parameter if target.stop is None else parameter[target.start : target.stop]
+        place.copy_(tensor)
+        done, read = done + 1, read + tensor.numel() * tensor.element_size()
+        if on_progress is not None:
+            on_progress(done, len(targets), read)
+    if pack:
+        model.pack()
+    return model
+
+
+def _tensors(path: Path, targets: dict[str, Target], *, tied: bool) -> Iterator[tuple[str, Tensor]]:
+    """Yield every expected tensor once, after checking that the names are exactly the expected ones."""
+    with ExitStack() as stack:
+        where: dict[str, Any] = {}
+        for file in _weight_files(path):
+            handle = stack.enter_context(_opened(file))
+            for name in handle.keys():  # noqa: SIM118 - a safetensors handle is no mapping
+                if name in where:
+                    raise CheckpointError(
+                        f"{path}: tensor {name!r} stands in two files, the second is {file.name}"
+                    )
+                where[name] = handle
+        missing = sorted(targets.keys() - where.keys())
+        extra = sorted(name for name in where.keys() - targets.keys() if not _is_ignored(name, tied=tied))
+        if missing:
+            raise CheckpointError(f"{path}: tensor {missing[0]!r} is missing{_and_more(missing)}")
+        if extra:
+            raise CheckpointError(
+                f"{path}: tensor {extra[0]!r} is not part of this architecture{_and_more(extra)}"
+            )
+        for name in targets:
+            try:
+                yield name, where[name].get_tensor(name)
+            except (SafetensorError, OSError, RuntimeError) as error:
+                raise CheckpointError(f"{path}: tensor {name!r} cannot be read: {error}") from error
+
+
+def _is_ignored(name: str, *, tied: bool) -> bool:
+    return name.endswith(_IGNORED_SUFFIXES) or (tied and name == "lm_head.weight")
+
+
+def _and_more(names: list[str]) -> str:
+    return f" (and {len(names) - 1} more)" if len(names) > 1 else ""
+
+
+def _opened(file: Path) -> Any:
+    try:
+        return safe_open(file, framework="pt", device="cpu")
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{file}: not a readable safetensors file (truncated?): {error}") from error
+
+
+def _weight_files(path: Path) -> list[Path]:
+    index = read_json(path / _INDEX)
+    if index is not None:
+        weight_map = index.get("weight_map")
+        if not isinstance(weight_map, dict):
+            raise CheckpointError(f"{path / _INDEX}: field 'weight_map' is missing")
+        files = [path / name for name in sorted(set(weight_map.values()))]
+    else:
+        files = [path / _SINGLE]
+    for file in files:
+        if not file.exists():
+            others = sorted(other.name for other in path.glob("*.bin"))
+            hint = f"; {others[0]} is a pickle and is never read" if others else ""
+            raise CheckpointError(f"{file}: no such file{hint}")
+    return files

@@ -1,0 +1,1 @@
+"""Text requests: canvases, decoding algorithms, the statistics they need, and the runner of their steps."""

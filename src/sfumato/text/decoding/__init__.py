@@ -1,0 +1,1 @@
+"""Published decoding algorithms, one file each, as frozen values without mutable attributes."""

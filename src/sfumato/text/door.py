@@ -1,0 +1,173 @@
+"""The door: what can never be served is refused here, with the field, the value and the limit."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+from sfumato.core.spec import TextSpec
+from sfumato.core.traits import ModelTraits
+from sfumato.errors import NotSupported, RequestError
+from sfumato.text.canvas import canvas_length, make_canvas
+from sfumato.text.decoding.protocol import Algorithm
+from sfumato.text.decoding.registry import make_algorithm
+from sfumato.text.ends import EndRule, PrefixEnd
+from sfumato.text.random_source import CounterSource, RandomSource
+from sfumato.text.work import TextWork
+
+MAX_ALTERNATIVES = 20
+
+
+@dataclass(frozen=True, slots=True)
+class Replay:
+    """What reference mode puts in place of the served parts; in-process only."""
+
+    algorithm: Algorithm
+    end_rule: EndRule
+    random_source: RandomSource
+
+
+@dataclass(slots=True)
+class TextDoor:
+    """Checks specs and builds the work of requests.
+
+    num_pages: pages of the pool. replays: prepared by an in-process caller, by request id.
+    """
+
+    traits: ModelTraits
+    page_size: int
+    num_pages: int
+    max_logits_bytes: int
+    replays: dict[str, Replay] = field(default_factory=dict)
+
+    def __call__(self, request_id: str, spec: TextSpec) -> TextWork:
+        """Build the work of one request. Raises RequestError."""
+        replay = self.replays.pop(request_id, None)
+        algorithm = self.check(spec) if replay is None else replay.algorithm
+        source: RandomSource = CounterSource(spec.sampling.seed, spec.choice)
+        end_rule: EndRule = PrefixEnd(frozenset(spec.stop_token_ids))
+        if replay is not None:
+            source, end_rule = replay.random_source, replay.end_rule
+        return TextWork(
+            spec,
+            self.traits,
+            canvas=make_canvas(spec, self.traits, source),
+            algorithm=algorithm,
+            end_rule=end_rule,
+            page_size=self.page_size,
+            excluded_ids=(self.traits.mask_token_id,) if replay is None else (),
+        )
+
+    def check(self, spec: TextSpec) -> Algorithm:
+        """Return the request's algorithm. Raises RequestError for what can never be served."""
+        self._check_tokens(spec)
+        self._check_sampling(spec)
+        self._check_room(spec)
+        algorithm = make_algorithm(spec.decoding)
+        length = self._canvas_length(spec)
+        num_open = max(1, length - len(spec.prompt_ids))
+        algorithm.check(
+            block_length=spec.block_length,
+            num_blocks=-(-num_open // spec.block_length),
+            is_bidirectional=not self.traits.has_exact_cache,
+        )
+        return algorithm
+
+    def _canvas_length(self, spec: TextSpec) -> int:
+        return canvas_length(
+            self.traits,
+            prompt_len=len(spec.prompt_ids),
+            max_tokens=spec.max_tokens,
+            block_length=spec.block_length,
+            is_exact=spec.infill is not None,
+        )
+
+    def _check_tokens(self, spec: TextSpec) -> None:
+        vocab_size = self.traits.vocab_size
+        if not spec.prompt_ids and spec.infill is None:
+            raise RequestError(
+                "the prompt is empty; at least one token is needed", field="prompt", value=[], limit=1
+            )
+        given = {"prompt": spec.prompt_ids, "stop_token_ids": spec.stop_token_ids}
+        given["infill"] = tuple(token for token in spec.infill or () if token is not None)
+        given["logit_bias"] = tuple(spec.sampling.logit_bias)
+        for name, tokens in given.items():
+            for token in tokens:
+                if not 0 <= token < vocab_size:
+                    raise RequestError(
+                        f"{name} has token id {token}, outside the vocabulary of {vocab_size}",
+                        field=name,
+                        value=token,
+                        limit=vocab_size - 1,
+                    )
+        if spec.infill is not None and len(spec.infill) != spec.max_tokens:
+            raise RequestError(
+                f"infill has {len(spec.infill)} positions, max_tokens is {spec.max_tokens}; not equal",
+                field="infill",
+                value=len(spec.infill),
+                limit=spec.max_tokens,
+            )
+
+    def _check_sampling(self, spec: TextSpec) -> None:
+        sampling = spec.sampling
+        _in_range("temperature", sampling.temperature, 0.0, 100.0)
+        _in_range("top_p", sampling.top_p, 0.0, 1.0)
+        if sampling.top_p == 0.0:
+            raise RequestError("top_p is 0, it must be above 0", field="top_p", value=0.0, limit="(0, 1]")
+        _in_range("top_k", sampling.top_k, 0, self.traits.vocab_size)
+        _in_range("max_tokens", spec.max_tokens, 1, None)
+        for token, bias in sampling.logit_bias.items():
+            _in_range(f"logit_bias.{token}", bias, -100.0, 100.0)
+        if spec.logprobs is not None:
+            _in_range("top_logprobs", spec.logprobs, 0, MAX_ALTERNATIVES)
+
+    def _check_room(self, spec: TextSpec) -> None:
+        traits, block = self.traits, spec.block_length
+        _in_range("block_length", block, 1, traits.context_length)
+        if traits.fixed_block_length and block != traits.block_length:
+            raise NotSupported(
+                f"block_length {block}: this model only decodes blocks of {traits.block_length}",
+                field="block_length",
+                value=block,
+                limit=traits.block_length,
+            )
+        if traits.has_exact_cache and block % self.page_size:
+            raise NotSupported(
+                f"block_length {block} is not a whole number of pages of {self.page_size} tokens",
+                field="block_length",
+                value=block,
+                limit=self.page_size,
+            )
+        length = self._canvas_length(spec)
+        if length <= len(spec.prompt_ids):
+            raise RequestError(
+                f"the prompt's {len(spec.prompt_ids)} tokens leave no room for a token "
+                f"in the context of {traits.context_length}",
+                field="prompt",
+                value=len(spec.prompt_ids),
+                limit=traits.context_length,
+            )
+        num_pages = -(-length // self.page_size) if traits.has_exact_cache else 0
+        if num_pages > self.num_pages:
+            raise RequestError(
+                f"prompt and max_tokens need {num_pages} KV pages of {self.page_size} tokens, "
+                f"the engine has {self.num_pages}",
+                field="max_tokens",
+                value=length,
+                limit=self.num_pages * self.page_size,
+            )
+        logits_bytes = min(block, length) * traits.vocab_size * 4
+        if logits_bytes > self.max_logits_bytes:
+            raise RequestError(
+                f"block_length {block} needs {logits_bytes} logits bytes of {self.max_logits_bytes}",
+                field="block_length",
+                value=block,
+                limit=self.max_logits_bytes,
+            )
+
+
+def _in_range(name: str, value: float, minimum: float, maximum: float | None) -> None:
+    if math.isfinite(value) and value >= minimum and (maximum is None or value <= maximum):
+        return
+    limit = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
+    raise RequestError(f"{name} is {value}, it must be {limit}", field=name, value=value, limit=limit)

@@ -1,0 +1,101 @@
+"""Where a request's random numbers come from: counter-based in service, recorded draws in replays.
+
+Letters: M positions, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+# What a number is drawn for; part of the key, so that two uses never share a number.
+PURPOSE_TOKEN = 1
+PURPOSE_ORDER = 2
+
+_GAMMA = 0x9E3779B97F4A7C15
+_MIX_1 = 0xBF58476D1CE4E5B9
+_MIX_2 = 0x94D049BB133111EB
+_MASK = (1 << 64) - 1
+
+
+class RandomSource(Protocol):
+    """Draws for one request; equal arguments give equal numbers, in whatever order they are asked for."""
+
+    def gumbel(self, block: int, step: int, positions: NDArray[np.int64], vocab_size: int) -> Tensor:
+        """Return Gumbel noise [M, V] for the choice of tokens."""
+        ...
+
+    def uniform(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return numbers f32[M] in [0, 1) for a random order of positions."""
+        ...
+
+    def tokens(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Return recorded tokens i64[M] to take instead of drawing, or None."""
+        ...
+
+
+class CounterSource:
+    """Numbers keyed by (seed, choice, purpose, block, step, position, vocabulary index).
+
+    The key goes through SplitMix64's finaliser (Steele, Lea, Flood 2014) once per coordinate, so that no
+    state exists that an order of execution, a neighbour or a preemption could change.
+    """
+
+    def __init__(self, seed: int, choice: int = 0) -> None:
+        self._root = _mix(_mix(seed & _MASK) ^ (choice + 1))
+
+    def _keys(self, purpose: int, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.uint64]:
+        prefix = _mix(_mix(_mix(self._root ^ purpose) ^ (block + 1)) ^ (step + 1))
+        return _mix_array(positions.astype(np.uint64) ^ np.uint64(prefix))
+
+    def gumbel(self, block: int, step: int, positions: NDArray[np.int64], vocab_size: int) -> Tensor:
+        """Return Gumbel noise f32[M, V]; one hash per number, in chunks of rows the caller chooses."""
+        keys = torch.from_numpy(self._keys(PURPOSE_TOKEN, block, step, positions).view(np.int64))
+        index = torch.arange(1, vocab_size + 1, dtype=torch.int64) * _signed(_GAMMA)
+        bits = _mix_tensor(keys[:, None] ^ index)
+        # 24 bits fill a float32 mantissa; half a unit keeps both logarithms finite.
+        uniform = ((bits >> 40) & 0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
+        return uniform.log_().neg_().log_().neg_()
+
+    def uniform(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.float32]:
+        """Return uniform numbers f32[M]."""
+        keys = self._keys(PURPOSE_ORDER, block, step, positions)
+        return ((keys >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)
+
+    def tokens(self, block: int, step: int, positions: NDArray[np.int64]) -> None:
+        """Return None: tokens are drawn, not recorded."""
+        return
+
+
+def _mix(value: int) -> int:
+    value = (value + _GAMMA) & _MASK
+    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
+    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
+    return value ^ (value >> 31)
+
+
+def _mix_array(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
+    with np.errstate(over="ignore"):
+        value = value + np.uint64(_GAMMA)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX_1)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX_2)
+        return value ^ (value >> np.uint64(31))
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >= 1 << 63 else value
+
+
+def _shift(value: Tensor, bits: int) -> Tensor:
+    """Shift right logically; torch's shift of int64 keeps the sign."""
+    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
+
+
+def _mix_tensor(value: Tensor) -> Tensor:
+    value = (value ^ _shift(value, 30)).mul_(_signed(_MIX_1))
+    value = (value ^ _shift(value, 27)).mul_(_signed(_MIX_2))
+    return value ^ _shift(value, 31)

@@ -1,0 +1,1 @@
+"""Replays folders of golden cases through the engine's own loop."""
