@@ -10,7 +10,7 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "sfumato"
 
-# serve -> engine -> {text, image, parallel} -> {models, cache} -> core; a room imports from lower floors only.
+# serve -> engine -> {text, image, parallel} -> {models, cache} -> core: imports go to lower floors only.
 FLOORS = {"serve": 4, "engine": 3, "text": 2, "image": 2, "parallel": 2, "models": 1, "cache": 1, "core": 0}
 
 # Files that stand beside the rooms: the configuration names limits and checkpoints, errors name nothing.
