@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from sfumato.config import EngineConfig
 from sfumato.core.messages import FinishReason, Usage
-from sfumato.core.request import Request
+from sfumato.core.request import Work
 from sfumato.core.spec import Decoding, Sampling, TextSpec
 from sfumato.engine.build import Loaded, load
 from sfumato.engine.engine import Engine
@@ -86,27 +86,29 @@ def run(loaded: Loaded, asked: list[Asked]) -> list[Recording]:
     engine = Engine.from_loaded(loaded)
     ids = [engine.add_request((), spec=item.spec, replay=item.replay) for item in asked]
     recordings = {request_id: Recording() for request_id in ids}
-    seen: dict[str, Request] = {}
+    works: dict[str, Work] = {}
+    make_work = engine.loop.make_work
+
+    def keep_work(request_id: str, spec: TextSpec) -> Work:
+        works[request_id] = make_work(request_id, spec)
+        return works[request_id]
+
+    engine.loop.make_work = keep_work
     while engine.has_work:
-        turns = engine.step()
-        seen.update(
-            {request_id: engine.loop.live[request_id] for request_id in ids if request_id in engine.loop.live}
-        )
-        for turn in turns:
+        for turn in engine.step():
             for output in turn.outputs:
                 recording = recordings[output.request_id]
                 recording.output_ids.extend(output.token_ids)
                 recording.finish_reason = output.finish_reason
                 if output.error is not None:
                     raise Mismatch(output.error)
-        for request_id, request in seen.items():
-            _note(recordings[request_id], request)
+        for request_id, work in works.items():
+            _note(recordings[request_id], work)
         engine.loop.scheduler.check()
     return [recordings[request_id] for request_id in ids]
 
 
-def _note(recording: Recording, request: Request) -> None:
-    work = request.work
+def _note(recording: Recording, work: Work) -> None:
     assert isinstance(work, TextWork)
     recording.usage = work.usage()
     if recording.usage.denoise_steps > len(recording.canvases):

@@ -33,6 +33,8 @@ from sfumato.models.weights import ProgressCallback
 from sfumato.text.door import Replay, TextDoor
 from sfumato.text.tokenizer import Tokenizer
 
+_KEPT_STEPS = 10_000
+
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 
 
@@ -100,7 +102,8 @@ class Engine:
         self._ids = itertools.count()
         self._pending: set[str] = set()
         self._tokenizer: Tokenizer | None = None
-        self.steps: list[StepStats] = []
+        # The last steps only: a long run must not grow.
+        self.steps: deque[StepStats] = deque(maxlen=_KEPT_STEPS)
 
     @classmethod
     def load(

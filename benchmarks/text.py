@@ -1,0 +1,211 @@
+"""The engine against a naive loop over the same model: `make bench`, or `python -m benchmarks.text`.
+
+Every figure is the median of paired runs: naive and engine in turn, in one process, on the same prompts;
+ratios are medians of the pairs' ratios. The naive loop takes one request after another, so its rate does not
+depend on how many there are: it is timed on the first NAIVE_REQUESTS prompts of each pair.
+"""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import random
+import resource
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks.models import MASK_ID, random_loaded, random_model
+from benchmarks.naive import llada_generate, sdar_generate
+from sfumato import Engine, EngineConfig, Limits, SamplingParams
+from sfumato.engine.build import Loaded, load
+from sfumato.models.decoder import Decoder
+from sfumato.models.weights import load_model
+
+BATCHES = (1, 4, 8, 16)
+NAIVE_REQUESTS = 2
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One model and how it decodes: prompt, output and block in tokens; tokens_per_step by schedule."""
+
+    name: str
+    loaded: Loaded
+    plain: Decoder
+    prompt_len: int
+    max_tokens: int
+    block_length: int
+    tokens_per_step: int
+
+    @property
+    def params(self) -> SamplingParams:
+        """Return the engine's parameters; the schedule is the naive loop's."""
+        if self.loaded.traits.has_exact_cache:
+            parameters = {
+                "remasking_strategy": "low_confidence_static",
+                "denoising_steps": self.block_length // self.tokens_per_step,
+            }
+            return self._params("sdar", parameters)
+        return self._params("llada", {"steps": self.max_tokens // self.tokens_per_step})
+
+    def _params(self, algorithm: str, parameters: dict[str, int | str]) -> SamplingParams:
+        return SamplingParams(
+            max_tokens=self.max_tokens,
+            ignore_eos=True,
+            seed=0,
+            block_length=self.block_length,
+            algorithm=algorithm,
+            algorithm_parameters=dict(parameters),
+        )
+
+
+@dataclass(frozen=True)
+class Run:
+    """One timed run: output tokens per second, forwards, NFE per request, the host's share of step time."""
+
+    tokens_per_second: float
+    num_forwards: int
+    nfe: float
+    host_share: float
+    host_ms: float
+
+
+def run_naive(setting: Setting, prompts: list[list[int]]) -> Run:
+    """Time the naive loop over the prompts, one after another."""
+    mask_id = setting.loaded.traits.mask_token_id
+    started = time.perf_counter()
+    forwards = 0
+    for prompt in prompts:
+        if setting.loaded.traits.has_exact_cache:
+            forwards += sdar_generate(
+                setting.plain,
+                prompt,
+                mask_id=mask_id,
+                gen_length=setting.max_tokens,
+                block_length=setting.block_length,
+                steps_per_block=setting.block_length // setting.tokens_per_step,
+            ).num_forwards
+        else:
+            forwards += llada_generate(
+                setting.plain,
+                prompt,
+                mask_id=mask_id,
+                steps=setting.max_tokens // setting.tokens_per_step,
+                gen_length=setting.max_tokens,
+                block_length=setting.block_length,
+            ).num_forwards
+    seconds = time.perf_counter() - started
+    return Run(len(prompts) * setting.max_tokens / seconds, forwards, forwards / len(prompts), 0.0, 0.0)
+
+
+def run_engine(setting: Setting, engine: Engine, prompts: list[list[int]]) -> Run:
+    """Time the engine over the prompts, all at once."""
+    engine.steps.clear()
+    started = time.perf_counter()
+    choices = engine.generate(prompts, setting.params)
+    seconds = time.perf_counter() - started
+    tokens = sum(len(choice.token_ids) for choice in choices)
+    assert tokens == len(prompts) * setting.max_tokens
+    host = seconds - sum(step.device_seconds for step in engine.steps)
+    return Run(
+        tokens_per_second=tokens / seconds,
+        num_forwards=len(engine.steps),
+        nfe=statistics.mean(choice.usage.nfe for choice in choices),
+        host_share=host / seconds,
+        host_ms=host / len(engine.steps) * 1e3,
+    )
+
+
+def measure(setting: Setting, batch: int, num_pairs: int, table: Table) -> None:
+    """Run pairs after a warm-up and add a row of medians."""
+    engine = Engine.from_loaded(setting.loaded)
+    rng = random.Random(batch)
+    make: Callable[[], list[list[int]]] = lambda: [
+        [rng.randrange(3, setting.loaded.traits.vocab_size - 1) for _ in range(setting.prompt_len)]
+        for _ in range(batch)
+    ]
+    run_engine(setting, engine, make())
+    pairs = []
+    for _ in range(num_pairs):
+        prompts = make()
+        pairs.append((run_naive(setting, prompts[:NAIVE_REQUESTS]), run_engine(setting, engine, prompts)))
+    naive = statistics.median(pair[0].tokens_per_second for pair in pairs)
+    fast = statistics.median(pair[1].tokens_per_second for pair in pairs)
+    ratio = statistics.median(pair[1].tokens_per_second / pair[0].tokens_per_second for pair in pairs)
+    last = pairs[-1][1]
+    table.add_row(
+        setting.name,
+        str(batch),
+        f"{naive:.1f}",
+        f"{fast:.1f}",
+        f"{ratio:.2f}",
+        f"{pairs[-1][0].nfe * batch:.0f}",
+        f"{last.num_forwards}",
+        f"{last.nfe:.0f}",
+        f"{setting.max_tokens / last.nfe:.2f}",
+        f"{100 * statistics.median(pair[1].host_share for pair in pairs):.1f} %",
+        f"{statistics.median(pair[1].host_ms for pair in pairs):.2f}",
+        f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}",
+    )
+
+
+def settings(names: list[str]) -> list[Setting]:
+    """Return the chosen settings."""
+    made = []
+    limits = Limits(max_running_requests=max(BATCHES))
+    for name in names:
+        if name.endswith("-150m"):
+            family = name.removesuffix("-150m")
+            loaded = random_loaded(family, torch.bfloat16, 32, limits)
+            plain = random_model(loaded.model.shape, torch.bfloat16, pack=False)
+            made.append(Setting(name, loaded, plain, 128, 128, 32, 4))
+            assert loaded.traits.mask_token_id == MASK_ID
+        else:
+            config = EngineConfig(
+                model=f"sfumato-tiny-{name}", device="cpu", kv_memory=64 * _MIB, limits=limits
+            )
+            loaded = load(config)
+            plain = load_model(loaded.folder, dtype=loaded.dtype, device="cpu", pack=False)
+            made.append(Setting(f"tiny-{name}", loaded, plain, 48, 64, loaded.traits.block_length, 1))
+    return made
+
+
+def main() -> None:
+    """Print one table for all settings and batch sizes."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.text", description=__doc__)
+    parser.add_argument("--models", default="sdar-150m,llada-150m,sdar,llada")
+    parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
+    parser.add_argument("--pairs", type=int, default=5, help="paired runs per row")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every forward")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    table = Table(title=f"engine / naive loop, {options.threads} thread(s), medians of {options.pairs} pairs")
+    headings = (
+        "model",
+        "requests",
+        "naive tok/s",
+        "engine tok/s",
+        "ratio",
+        "naive forwards",
+        "forwards",
+        "NFE",
+    )
+    for heading in (*headings, "TPF", "host", "host ms/step", "peak MiB"):
+        table.add_column(heading, justify="right")
+    for setting in settings(options.models.split(",")):
+        for batch in map(int, options.batches.split(",")):
+            measure(setting, batch, options.pairs, table)
+    console = Console(width=150)
+    console.print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
+    console.print(table)
+
+
+if __name__ == "__main__":
+    main()
