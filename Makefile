@@ -2,13 +2,22 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-STAMP := $(VENV)/.installed
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
+SERVING := $(VENV)/.serving
+DEVELOPING := $(VENV)/.developing
 TORCH_INDEX ?=
-TORCH := $(shell sed -n 's/^\(torch==.*\)/\1/p' constraints.txt)
+ifeq ($(TORCH_INDEX),)
+CONSTRAINTS := -c constraints.txt
+TORCH := $(PIP) "$(shell grep '^torch==' constraints.txt)"
+else
+# Another build has its own version: the package's range decides, not the pin.
+CONSTRAINTS :=
+TORCH := $(PIP) --index-url "$(TORCH_INDEX)" "torch>=2.11"
+endif
 
 .PHONY: serve test test-all check goldens bench clean
 
-serve: $(STAMP)
+serve: $(SERVING)
 	$(BIN)/sfumato serve $(ARGS)
 
 test: check
@@ -19,20 +28,23 @@ test-all: check
 	$(BIN)/python -m pytest
 	$(BIN)/python -m tests.goldens --supported tests/data/goldens
 
-check: $(STAMP)
+check: $(DEVELOPING)
 	BIN=$(BIN) scripts/check
 
-goldens: $(STAMP)
+goldens: $(DEVELOPING)
 	$(BIN)/python -m tests.goldens --supported $(or $(FOLDER),tests/data/goldens)
 
-bench: $(STAMP)
+bench: $(DEVELOPING)
 	$(BIN)/python -m benchmarks.text $(ARGS)
 
-$(STAMP): pyproject.toml constraints.txt
+$(SERVING): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX)) \
-		$(if $(TORCH_INDEX),torch,"$(TORCH)")
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(TORCH_INDEX),,-c constraints.txt) -e ".[dev]"
+	$(TORCH)
+	$(PIP) $(CONSTRAINTS) -e .
+	touch $@
+
+$(DEVELOPING): $(SERVING)
+	$(PIP) $(CONSTRAINTS) -e ".[dev]"
 	touch $@
 
 clean:

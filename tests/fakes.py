@@ -9,7 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.core.messages import Abort, Message, Output, Refusal, Stop, Submit, Turn
@@ -136,6 +138,7 @@ class Harness:
         self.outputs: list[Output] = []
         self.refusals: list[Refusal] = []
         self.turns: list[Turn] = []
+        self._pinned: dict[int, tuple[NDArray[np.bool_], NDArray[np.int64]]] = {}
         self.loop: EngineLoop
         self.loop, self.door = assemble(
             self.model,
@@ -208,7 +211,7 @@ class Harness:
         return self.plans[-1] if len(self.plans) > before else None
 
     def check(self) -> None:
-        """Laws 3 and 4: pages add up, and so do requests."""
+        """Laws 2, 3 and 4: pinned tokens stay, pages add up, and so do requests."""
         self.loop.scheduler.check()
         assert len(self.loop.live) == self.loop.num_accepted - self.loop.num_ended
         held = sum(len(request.lease.pages) for request in self.loop.live.values() if request.lease)
@@ -219,6 +222,10 @@ class Harness:
             assert request.status is not Status.ENDED
             canvas = self.work(request.id).canvas
             assert not (canvas.pinned & canvas.undecided).any()
+            was_pinned, tokens = self._pinned.get(request.arrival, (canvas.pinned, canvas.token_ids))
+            assert canvas.pinned[was_pinned].all()
+            assert (canvas.token_ids[was_pinned] == tokens[was_pinned]).all()
+            self._pinned[request.arrival] = (canvas.pinned.copy(), canvas.token_ids.copy())
 
     def run(self, max_steps: int = 1000) -> None:
         """Step until nothing is live."""

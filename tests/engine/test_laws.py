@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import random
 from typing import Any
 
+import msgspec
 import pytest
 
 from sfumato import Choice, Engine, EngineConfig, Limits, SamplingParams
@@ -89,7 +91,9 @@ def run_with_arrivals(
 @pytest.mark.parametrize("seed", range(4))
 def test_results_do_not_depend_on_neighbours_arrivals_or_retractions(loaded: Loaded, seed: int) -> None:
     rng = random.Random(seed)
-    engine = Engine.from_loaded(loaded)
+    limits = Limits(max_running_requests=16, policy=("separate", "mixed")[seed % 2], max_prefill_tokens=64)
+    config = msgspec.structs.replace(loaded.config, limits=limits)
+    engine = Engine.from_loaded(dataclasses.replace(loaded, config=config))
     asks = [ask(engine, rng) for _ in range(rng.choice([2, 5, 10, 16]))]
     arrivals = [rng.randrange(12) for _ in asks]
     together = run_with_arrivals(engine, asks, arrivals, rng)
@@ -118,9 +122,13 @@ def test_choices_differ_and_repeat(loaded: Loaded) -> None:
 
 def test_a_missing_seed_is_drawn_and_reported(loaded: Loaded) -> None:
     engine = Engine.from_loaded(loaded)
-    (drawn,) = engine.generate(QUESTIONS[0], SamplingParams(max_tokens=16, temperature=1.2))
-    (again,) = engine.generate(QUESTIONS[0], SamplingParams(max_tokens=16, temperature=1.2, seed=drawn.seed))
+    params = SamplingParams(max_tokens=16, temperature=8.0, ignore_eos=True)
+    (drawn,) = engine.generate(QUESTIONS[0], params)
+    (other,) = engine.generate(QUESTIONS[0], params)
+    (again,) = engine.generate(QUESTIONS[0], msgspec.structs.replace(params, seed=drawn.seed))
     assert again.token_ids == drawn.token_ids
+    assert other.seed != drawn.seed
+    assert other.token_ids != drawn.token_ids
 
 
 def test_streamed_text_is_the_generated_text(loaded: Loaded) -> None:

@@ -26,7 +26,14 @@ from sfumato.core.request import Request
 from sfumato.core.spec import TextSpec
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.build import Loaded, build_loop, load
-from sfumato.engine.frontend import Assembler, Delta, SamplingParams, draw_seed, make_spec
+from sfumato.engine.frontend import (
+    Assembler,
+    Delta,
+    SamplingParams,
+    check_params,
+    draw_seed,
+    make_spec,
+)
 from sfumato.engine.loop import EngineLoop
 from sfumato.errors import EngineError, RequestError
 from sfumato.models.weights import ProgressCallback
@@ -242,15 +249,18 @@ class Engine:
     def _stream_all(self, asked: list[tuple[list[int], SamplingParams]]) -> Iterator[tuple[int, Delta | int]]:
         """Yield first the seed of each choice, then the deltas."""
         open_choices: dict[str, tuple[int, Assembler]] = {}
-        for prompt_ids, params in asked:
-            seed = draw_seed() if params.seed is None else params.seed
-            params = msgspec.structs.replace(params, seed=seed)
-            for choice in range(params.n):
-                assembler = Assembler(self.tokenizer, params.stop)
-                request_id = self.add_request(prompt_ids, params, choice=choice)
-                open_choices[request_id] = (len(open_choices), assembler)
+        seeds: list[int] = []
         try:
-            yield from ((index, params.seed or 0) for index, params in _per_choice(asked))
+            for prompt_ids, params in asked:
+                check_params(params)
+                seed = draw_seed() if params.seed is None else params.seed
+                params = msgspec.structs.replace(params, seed=seed)
+                for choice in range(params.n):
+                    assembler = Assembler(self.tokenizer, params.stop)
+                    request_id = self.add_request(prompt_ids, params, choice=choice)
+                    open_choices[request_id] = (len(seeds), assembler)
+                    seeds.append(seed)
+            yield from enumerate(seeds)
             while open_choices:
                 for turn in self.step():
                     for refusal in turn.refusals:
@@ -274,13 +284,6 @@ class Engine:
         if self._loop.is_alive:
             self._inbox.put(Stop(drain=False))
             self._loop.turn()
-
-
-def _per_choice(asked: list[tuple[list[int], SamplingParams]]) -> Iterator[tuple[int, SamplingParams]]:
-    index = itertools.count()
-    for _, params in asked:
-        for _ in range(params.n):
-            yield next(index), params
 
 
 def _is_one_prompt(prompts: Any) -> bool:

@@ -59,10 +59,8 @@ def draw_seed() -> int:
     return secrets.randbits(_SEED_BITS)
 
 
-def make_spec(
-    prompt_ids: Sequence[int], params: SamplingParams, traits: ModelTraits, *, choice: int = 0
-) -> TextSpec:
-    """Combine a request's parameters with the model's defaults; `params.seed` must be set by now."""
+def check_params(params: SamplingParams) -> None:
+    """Raise RequestError for what concerns a whole request rather than one of its choices."""
     if not 1 <= params.n <= MAX_CHOICES:
         raise RequestError(
             f"n is {params.n}, it must be between 1 and {MAX_CHOICES}",
@@ -77,7 +75,21 @@ def make_spec(
             value=params.timeout,
             limit=0,
         )
-    block_length = params.block_length or traits.block_length
+    if params.block_length is not None and params.block_length < 1:
+        raise RequestError(
+            f"block_length is {params.block_length}, it must be at least 1",
+            field="block_length",
+            value=params.block_length,
+            limit=1,
+        )
+
+
+def make_spec(
+    prompt_ids: Sequence[int], params: SamplingParams, traits: ModelTraits, *, choice: int = 0
+) -> TextSpec:
+    """Combine a request's parameters with the model's defaults; `params.seed` must be set by now."""
+    check_params(params)
+    block_length = traits.block_length if params.block_length is None else params.block_length
     stops = params.stop_token_ids if params.ignore_eos else (*traits.eos_token_ids, *params.stop_token_ids)
     return TextSpec(
         prompt_ids=tuple(prompt_ids),

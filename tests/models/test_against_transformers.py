@@ -1,0 +1,141 @@
+"""Model classes against transformers' own: head layouts and biases, with the attention of diffusion."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from benchmarks.naive import whole_canvas_logits
+from sfumato.models.folder import read_folder
+from sfumato.models.weights import load_model
+
+LENGTH = 22
+
+
+def randomise(model: Any) -> None:
+    """Give every parameter seeded random values, biases and norms too."""
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        noise = torch.randn(parameter.shape, generator=generator) * (0.3 if parameter.dim() == 1 else 0.15)
+        parameter.data = noise + 1 if "norm" in name else noise
+
+
+def theirs(model: Any, ids: Tensor, visible: Tensor) -> Tensor:
+    """Return transformers' logits under a mask of visible keys."""
+    mask = torch.zeros(visible.shape).masked_fill(~visible, torch.finfo(torch.float32).min)[None, None]
+    with torch.inference_mode():
+        logits: Tensor = model(input_ids=ids[None], attention_mask=mask, use_cache=False).logits[0]
+    return logits
+
+
+def ours(
+    path: Path, config: dict[str, Any], weights: dict[str, Tensor], ids: Tensor, block: int | None
+) -> Tensor:
+    """Save a checkpoint, load it as a user would, and return its logits."""
+    path.mkdir(exist_ok=True)
+    (path / "config.json").write_text(json.dumps(config))
+    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path / "model.safetensors")
+    model = load_model(read_folder(str(path)), dtype=torch.float32, device="cpu")
+    with torch.inference_mode():
+        return whole_canvas_logits(model, ids, block)
+
+
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("block", [4, 8])
+def test_sdar_is_qwen3_with_a_block_causal_mask(
+    tmp_path: Path, bias: bool, kv_heads: int, block: int
+) -> None:
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    shape = {
+        "hidden_size": 48,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": kv_heads,
+        "head_dim": 16,
+        "intermediate_size": 80,
+        "vocab_size": 90,
+        "rms_norm_eps": 1e-6,
+        "attention_bias": bias,
+        "max_position_embeddings": 128,
+        "tie_word_embeddings": False,
+    }
+    reference = Qwen3ForCausalLM(Qwen3Config(**shape, rope_theta=10000.0)).eval()
+    randomise(reference)
+    ids = torch.randint(0, 89, (LENGTH,), generator=torch.Generator().manual_seed(2))
+    blocks = torch.arange(LENGTH) // block
+    expected = theirs(reference, ids, blocks[None, :] <= blocks[:, None])
+    config = shape | {
+        "architectures": ["SDARForCausalLM"],
+        "rope_theta": 10000.0,
+        "block_size": block,
+        "mask_token_id": 89,
+        "eos_token_id": 88,
+    }
+    found = ours(tmp_path, config, dict(reference.state_dict()), ids, block)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4, None])
+def test_llada_is_llama_that_sees_everything(tmp_path: Path, kv_heads: int | None) -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    reference = LlamaForCausalLM(
+        LlamaConfig(
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=kv_heads or 1,
+            intermediate_size=96,
+            vocab_size=90,
+            rms_norm_eps=1e-5,
+            rope_theta=500000.0,
+            max_position_embeddings=128,
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    randomise(reference)
+    names = {
+        "model.embed_tokens": "model.transformer.wte",
+        "model.norm": "model.transformer.ln_f",
+        "lm_head": "model.transformer.ff_out",
+        "model.layers.": "model.transformer.blocks.",
+        "self_attn.o_proj": "attn_out",
+        "self_attn.": "",
+        "mlp.gate_proj": "ff_proj",
+        "mlp.up_proj": "up_proj",
+        "mlp.down_proj": "ff_out",
+        "input_layernorm": "attn_norm",
+        "post_attention_layernorm": "ff_norm",
+    }
+    weights = {}
+    for name, tensor in reference.state_dict().items():
+        for old, new in names.items():
+            name = name.replace(old, new)
+        weights[name] = tensor
+    ids = torch.randint(0, 89, (LENGTH,), generator=torch.Generator().manual_seed(3))
+    expected = theirs(reference, ids, torch.ones(LENGTH, LENGTH, dtype=torch.bool))
+    config = {
+        "architectures": ["LLaDAModelLM"],
+        "d_model": 64,
+        "n_layers": 2,
+        "n_heads": 4,
+        "n_kv_heads": kv_heads,
+        "multi_query_attention": kv_heads is None,
+        "mlp_hidden_size": 96,
+        "vocab_size": 90,
+        "embedding_size": 90,
+        "rope_theta": 500000.0,
+        "rms_norm_eps": 1e-5,
+        "max_sequence_length": 128,
+        "mask_token_id": 89,
+        "eos_token_id": 88,
+    }
+    torch.testing.assert_close(ours(tmp_path, config, weights, ids, None), expected, atol=1e-4, rtol=1e-4)
