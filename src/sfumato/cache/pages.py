@@ -53,5 +53,5 @@ class PageCache:
         return True
 
     def share(self, lease: PageLease, key: str, tokens: tuple[int, ...], block_length: int) -> None:
-        """Enter committed whole blocks of a lease into the tree."""
-        self.tree.insert(key, tokens, block_length, lease.pages)
+        """Enter committed whole blocks of a lease into the tree; copies of known blocks are given back."""
+        self.tree.insert(key, tokens, block_length, lease)

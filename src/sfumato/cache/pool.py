@@ -81,15 +81,33 @@ class PagePool:
             raise EngineError(f"double free: the lease of {lease.owner} was released already")
         lease.is_released = True
         for page in reversed(lease.pages):
-            self._leases[page] -= 1
-            if self._leases[page] < 0:
-                raise EngineError(f"double free: page {page} of {lease.owner} had no lease")
-            if not self._leases[page]:
-                if self._is_kept[page]:
-                    self._num_cached += 1
-                else:
-                    self._free.append(page)
+            self._return(page)
         lease.pages = []
+
+    def replace(self, lease: PageLease, index: int, page: int) -> None:
+        """Put a page that the tree keeps in place of a lease's own copy of the same block.
+
+        Only between launches: no forward in flight may still read the page that is given back.
+        """
+        if not self._is_kept[page]:
+            raise EngineError(f"page {page} is not in the prefix tree and cannot replace another")
+        own = lease.pages[index]
+        if not self._leases[page]:
+            self._num_cached -= 1
+        self._leases[page] += 1
+        lease.pages[index] = page
+        self._return(own)
+
+    def _return(self, page: int) -> None:
+        """Take one lease off a page."""
+        self._leases[page] -= 1
+        if self._leases[page] < 0:
+            raise EngineError(f"double free: page {page} had no lease")
+        if not self._leases[page]:
+            if self._is_kept[page]:
+                self._num_cached += 1
+            else:
+                self._free.append(page)
 
     def keep(self, page: int) -> None:
         """Note that the prefix tree holds this leased page."""

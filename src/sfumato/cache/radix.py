@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 from dataclasses import dataclass, field
 
-from sfumato.cache.pool import PagePool
+from sfumato.cache.pool import PageLease, PagePool
 
 # Stale heap entries that are tolerated before the heap is rebuilt.
 _SLACK = 256
@@ -51,24 +51,30 @@ class PrefixTree:
             pages.extend(node.pages)
         return pages
 
-    def insert(self, key: str, tokens: tuple[int, ...], block_length: int, pages: list[int]) -> None:
-        """Keep the pages of committed blocks; blocks that are known already keep their first pages.
+    def insert(self, key: str, tokens: tuple[int, ...], block_length: int, lease: PageLease) -> None:
+        """Keep the pages of a lease's committed blocks.
 
-        tokens: whole blocks from position 0. pages: those of the lease that holds them, in order.
+        tokens: whole blocks from position 0. A block that is known already keeps its first pages, and the
+        lease takes them in place of its own: whoever leases a block so leases all blocks before it, and every
+        page that only the tree keeps can be evicted.
         """
         self._clock += 1
         per_block = block_length // self._pool.page_size
         node = self._roots.setdefault(key, _Node(parent=None, tokens=(), pages=()))
         for index in range(len(tokens) // block_length):
             block = tokens[index * block_length : (index + 1) * block_length]
+            first = index * per_block
             child = node.children.get(block)
             if child is None:
-                held = tuple(pages[index * per_block : (index + 1) * per_block])
+                held = tuple(lease.pages[first : first + per_block])
                 child = _Node(parent=node, tokens=block, pages=held)
                 node.children[block] = child
                 self._num_nodes += 1
                 for page in held:
                     self._pool.keep(page)
+            for offset, page in enumerate(child.pages):
+                if lease.pages[first + offset] != page:
+                    self._pool.replace(lease, first + offset, page)
             child.last_used = self._clock
             node = child
         self._offer(node)

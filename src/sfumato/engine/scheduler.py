@@ -14,6 +14,7 @@ from sfumato.cache.pool import PageLease
 from sfumato.core.plan import Cost, Row, RowKind, StepPlan
 from sfumato.core.request import Request, Status
 from sfumato.engine.limits import Limits
+from sfumato.errors import EngineError
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +60,8 @@ class Scheduler:
                     request for request in stalled if request.lease is not None and request.lease.pages
                 ]
         chosen = self._choose(candidates)
+        if candidates and not chosen:
+            raise EngineError(f"none of {len(candidates)} requests that could run was chosen")
         self._launch_id += 1
         rows: list[Row] = []
         for candidate in chosen:
