@@ -71,7 +71,9 @@ def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m tests.goldens", description=__doc__)
     parser.add_argument("folders", nargs="*", type=Path, help="golden folders, or folders of them")
     parser.add_argument("--kinds", action="append", default=[], help="only these kinds, separated by commas")
-    parser.add_argument("--checkpoints", default="*", help="only cases whose checkpoint matches this pattern")
+    parser.add_argument(
+        "--checkpoints", default="*", help="only cases whose checkpoint matches one of these patterns"
+    )
     parser.add_argument(
         "--supported", action="store_true", help="replay what supported.txt lists, below each given folder"
     )
@@ -79,7 +81,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _selections(options: argparse.Namespace) -> Iterator[tuple[Path, set[str], str]]:
-    kinds = {kind for part in options.kinds for kind in part.split(",") if kind}
+    kinds = {kind for part in options.kinds for kind in part.replace(",", " ").split()}
     for folder in options.folders:
         if options.supported:
             for family, listed, checkpoints in read_supported():
@@ -99,7 +101,9 @@ def read_supported() -> Iterator[tuple[str, set[str], str]]:
 
 
 def _is_chosen(case: Case, kinds: set[str], checkpoints: str) -> bool:
-    return (not kinds or case.kind in kinds) and fnmatch(case.checkpoint, checkpoints)
+    return (not kinds or case.kind in kinds) and any(
+        fnmatch(case.checkpoint, pattern) for pattern in checkpoints.split(",")
+    )
 
 
 if __name__ == "__main__":
