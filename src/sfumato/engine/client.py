@@ -1,0 +1,358 @@
+"""The parent's side of an engine process: starts it, talks to it from asyncio, notices when it is gone."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Callable, Sequence
+from typing import Any, Self
+
+import msgspec
+from zmq.asyncio import Context as AsyncContext
+from zmq.constants import Flag, SocketType
+from zmq.error import Again
+from zmq.sugar.context import Context
+
+from sfumato.config import EngineConfig
+from sfumato.core.messages import (
+    Abort,
+    FinishReason,
+    Message,
+    Output,
+    Pause,
+    Ping,
+    Refusal,
+    Resume,
+    Stop,
+    Submit,
+    Turn,
+)
+from sfumato.engine.wire import EngineInfo, Loading, StartFailure, address, decode_news, encode
+from sfumato.errors import ConfigError, EngineDied, EngineError, RequestError
+
+# After the process is gone, what it sent last is still on its way through the socket for a moment.
+_LAST_NEWS_SECONDS = 0.1
+_KILL_SECONDS = 5.0
+
+LoadingCallback = Callable[[Loading], None]
+TurnCallback = Callable[[Turn], None]
+
+
+class Outputs:
+    """The outputs of requests that were submitted together, until each of them has ended."""
+
+    def __init__(self, client: EngineClient, request_ids: Sequence[str]) -> None:
+        self._client = client
+        self._open = dict.fromkeys(request_ids)
+        self._queue: asyncio.Queue[Output] = asyncio.Queue()
+
+    def put(self, output: Output) -> None:
+        """Add what the engine sent."""
+        self._queue.put_nowait(output)
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Output:
+        while self._open:
+            output = await self._queue.get()
+            if output.request_id not in self._open:
+                continue
+            if output.finish_reason is not None:
+                del self._open[output.request_id]
+            return output
+        raise StopAsyncIteration
+
+    def abort(self, request_id: str) -> None:
+        """End one request; nothing more comes from it."""
+        if request_id in self._open:
+            del self._open[request_id]
+            self._client.abort(request_id)
+
+    def close(self) -> None:
+        """Abort whatever has not ended."""
+        for request_id in list(self._open):
+            self.abort(request_id)
+
+
+class EngineClient:
+    """One engine process. All methods belong to the event loop that started it.
+
+    on_turn: called with every turn that the engine sends; metrics hang there.
+    """
+
+    def __init__(self, config: EngineConfig) -> None:
+        self.config = config
+        self.on_turn: TurnCallback | None = None
+        self._info: EngineInfo | None = None
+        self._failure: str | None = None
+        self._is_stopping = False
+        self._outputs: dict[str, Outputs] = {}
+        # Aborted here, not yet ended there: a new request of that id would take the old end for its own.
+        self._leaving: set[str] = set()
+        self._answers: dict[str, asyncio.Future[None]] = {}
+        self._pings: dict[int, asyncio.Future[None]] = {}
+        self._tokens = itertools.count(1)
+        self._loop = asyncio.get_running_loop()
+        self._exited: asyncio.Future[None] = self._loop.create_future()
+        self._folder = tempfile.mkdtemp(prefix="sfumato-")
+        self._context = Context()
+        self._to_engine: Any = self._context.socket(SocketType.PUSH)
+        self._from_engine: Any = AsyncContext.shadow(self._context).socket(SocketType.PULL)
+        for socket in (self._to_engine, self._from_engine):
+            socket.set_hwm(0)
+        self._to_engine.bind(address(self._folder, "inbox"))
+        self._from_engine.bind(address(self._folder, "outbox"))
+        self._process = _spawn(config, self._folder)
+        self._watch = threading.Thread(target=self._wait_for_exit, name="engine-watch", daemon=True)
+        self._watch.start()
+        self._reader: asyncio.Task[None] | None = None
+
+    @classmethod
+    async def start(cls, config: EngineConfig, on_loading: LoadingCallback | None = None) -> EngineClient:
+        """Start an engine and wait until its model is loaded.
+
+        Raises ConfigError with the engine's own words if it cannot start; EngineDied if it ends without any.
+        """
+        client = cls(config)
+        try:
+            await client._wait_until_ready(on_loading)
+        except BaseException:
+            await client.close()
+            raise
+        client._reader = asyncio.create_task(client._read())
+        return client
+
+    @property
+    def info(self) -> EngineInfo:
+        """Return what the engine said of itself when it was ready."""
+        assert self._info is not None
+        return self._info
+
+    @property
+    def pid(self) -> int:
+        """Return the process id of the engine."""
+        return self._process.pid
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether the engine process has ended, asked to or not."""
+        return self._failure is not None
+
+    @property
+    def num_open(self) -> int:
+        """Return how many requests have not ended."""
+        return len(self._outputs)
+
+    async def _wait_until_ready(self, on_loading: LoadingCallback | None) -> None:
+        while self._info is None:
+            frame = await self._next_frame()
+            if frame is None:
+                status = self._process.poll()
+                raise EngineDied(f"the engine of {self.config.model} ended while it loaded (status {status})")
+            match decode_news(frame):
+                case EngineInfo() as info:
+                    self._info = info
+                case Loading() as loading if on_loading is not None:
+                    on_loading(loading)
+                case StartFailure(message=message):
+                    raise ConfigError(message)
+
+    async def _next_frame(self) -> bytes | None:
+        """Return the next frame from the engine, or None once it is gone and nothing is left."""
+        receiving: asyncio.Future[bytes] = self._from_engine.recv()
+        try:
+            either: set[asyncio.Future[Any]] = {receiving, self._exited}
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            if not receiving.done():
+                await asyncio.wait({receiving}, timeout=_LAST_NEWS_SECONDS)
+            return receiving.result() if receiving.done() else None
+        finally:
+            receiving.cancel()
+
+    async def _read(self) -> None:
+        """Hand out what the engine sends until it is gone; then end whatever is open."""
+        try:
+            while (frame := await self._next_frame()) is not None:
+                match decode_news(frame):
+                    case Turn() as turn:
+                        self._take(turn)
+        finally:
+            # An engine that nobody listens to any more, for whatever reason, may not go on.
+            if self._process.poll() is None:
+                self._process.kill()
+            self._fail_all()
+
+    def _take(self, turn: Turn) -> None:
+        for request_id in turn.accepted:
+            self._answer(request_id, None)
+        for refusal in turn.refusals:
+            self._outputs.pop(refusal.request_id, None)
+            self._leaving.discard(refusal.request_id)
+            self._answer(refusal.request_id, _as_error(refusal))
+        for output in turn.outputs:
+            if output.finish_reason is None:
+                group = self._outputs.get(output.request_id)
+            else:
+                group = self._outputs.pop(output.request_id, None)
+                self._leaving.discard(output.request_id)
+            if group is not None:
+                group.put(output)
+        for token in turn.pongs:
+            ping = self._pings.pop(token, None)
+            if ping is not None and not ping.done():
+                ping.set_result(None)
+        if self.on_turn is not None:
+            self.on_turn(turn)
+
+    def _answer(self, request_id: str, error: Exception | None) -> None:
+        answer = self._answers.pop(request_id, None)
+        if answer is None or answer.done():
+            return
+        if error is None:
+            answer.set_result(None)
+        else:
+            answer.set_exception(error)
+
+    def _fail_all(self) -> None:
+        """Answer everybody who waits for an engine that is gone."""
+        if self._failure is None:
+            status = self._process.poll()
+            self._failure = f"the engine of {self.config.model} is gone (exit status {status})"
+        for request_id in list(self._answers):
+            self._answer(request_id, EngineDied(self._failure))
+        for request_id, group in self._outputs.items():
+            group.put(Output(request_id=request_id, finish_reason=FinishReason.ERROR, error=self._failure))
+        self._outputs.clear()
+        for ping in self._pings.values():
+            if not ping.done():
+                ping.set_exception(EngineDied(self._failure))
+        self._pings.clear()
+
+    async def submit(self, submissions: Sequence[Submit]) -> Outputs:
+        """Hand requests over and wait until the engine has accepted all of them.
+
+        Raises RequestError for the first that it refuses (the others are aborted), EngineError if it is
+        shutting down, EngineDied if it is gone.
+        """
+        self._check_alive()
+        for submission in submissions:
+            if submission.request_id in self._outputs or submission.request_id in self._leaving:
+                message = f"request id {submission.request_id!r} is already active"
+                raise RequestError(message, field="request_id", value=submission.request_id)
+        group = Outputs(self, [submission.request_id for submission in submissions])
+        answers = []
+        for submission in submissions:
+            answer: asyncio.Future[None] = self._loop.create_future()
+            self._answers[submission.request_id] = answer
+            self._outputs[submission.request_id] = group
+            answers.append(answer)
+            self._send(submission)
+        try:
+            # All are waited for, so that no refusal stays unread.
+            for outcome in await asyncio.gather(*answers, return_exceptions=True):
+                if isinstance(outcome, BaseException):
+                    raise outcome
+        except BaseException:
+            for submission in submissions:
+                self._answers.pop(submission.request_id, None)
+            group.close()
+            raise
+        return group
+
+    def abort(self, request_id: str) -> None:
+        """End a request at the next step; its outputs are dropped from now on."""
+        if self._outputs.pop(request_id, None) is not None and self._failure is None:
+            self._leaving.add(request_id)
+            self._send(Abort(request_id=request_id))
+
+    async def ping(self, *, timeout: float) -> None:
+        """Wait until the loop has made a turn. Raises TimeoutError or EngineDied."""
+        self._check_alive()
+        token = next(self._tokens)
+        answer: asyncio.Future[None] = self._loop.create_future()
+        self._pings[token] = answer
+        try:
+            self._send(Ping(token=token))
+            await asyncio.wait_for(answer, timeout)
+        finally:
+            self._pings.pop(token, None)
+
+    def pause(self) -> None:
+        """Keep every request and run nothing."""
+        self._check_alive()
+        self._send(Pause())
+
+    def resume(self) -> None:
+        """Run again after a pause."""
+        self._check_alive()
+        self._send(Resume())
+
+    async def stop(self, *, drain: bool) -> None:
+        """Let the engine finish its requests (drain) or end them now, and wait until its process is gone."""
+        if self._failure is None and not self._exited.done():
+            self._is_stopping = True
+            self._send(Stop(drain=drain))
+        await asyncio.wait({self._exited})
+        if self._reader is not None:
+            await asyncio.wait({self._reader})
+
+    async def close(self) -> None:
+        """Kill the process if it is still there and give everything back."""
+        if self._process.poll() is None:
+            self._process.kill()
+        await asyncio.wait({self._exited}, timeout=_KILL_SECONDS)
+        if self._reader is not None:
+            await asyncio.wait({self._reader}, timeout=_KILL_SECONDS)
+            self._reader.cancel()
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._to_engine.close(linger=0)
+        self._from_engine.close(linger=0)
+        self._context.term()
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def _check_alive(self) -> None:
+        if self._failure is not None:
+            raise EngineDied(self._failure)
+        if self._is_stopping:
+            raise EngineError("the engine is shutting down and takes no new requests")
+
+    def _send(self, message: Message) -> None:
+        try:
+            self._to_engine.send(encode(message), Flag.DONTWAIT)
+        except Again:
+            # Nobody is at the other end; whoever waits is answered when the process's end is seen.
+            return
+
+    def _wait_for_exit(self) -> None:
+        self._process.wait()
+        try:
+            self._loop.call_soon_threadsafe(self._exited.set_result, None)
+        except RuntimeError:
+            # The event loop closed first: nobody is left who waits.
+            return
+
+
+def _spawn(config: EngineConfig, folder: str) -> subprocess.Popen[bytes]:
+    """Start the engine in a session of its own, so that Ctrl-C in the terminal reaches only the parent."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "sfumato.engine.process", folder],
+        stdin=subprocess.PIPE,
+        start_new_session=True,
+    )
+    assert process.stdin is not None
+    process.stdin.write(msgspec.json.encode(config) + b"\n")
+    process.stdin.flush()
+    return process
+
+
+def _as_error(refusal: Refusal) -> Exception:
+    if not refusal.is_final:
+        return EngineError(refusal.message)
+    return RequestError(refusal.message, field=refusal.field or "request")

@@ -1,0 +1,152 @@
+"""The engine in its own process: the same loop, with its inbox and outbox on ZeroMQ sockets.
+
+Started by `engine/client.py` as `python -m sfumato.engine.process FOLDER`, where the sockets lie in FOLDER,
+with its configuration as one line of JSON on stdin. The pipe stays open while the parent lives: its end is
+that of this process.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import shutil
+import signal
+import sys
+import threading
+from typing import Any
+
+import msgspec
+from zmq.constants import SocketType
+from zmq.sugar.context import Context
+
+from sfumato.config import EngineConfig
+from sfumato.core.messages import Message, Turn
+from sfumato.engine.wire import EngineInfo, Loading, StartFailure, address, decode_message, encode
+from sfumato.errors import SfumatoError
+
+# The last turn must reach the parent before this process goes; one that is gone is waited for no longer.
+_LINGER_MILLISECONDS = 2000
+# Reported at most once per so many bytes: a large checkpoint has thousands of small tensors.
+_PROGRESS_BYTES = 8 << 20
+
+
+class SocketInbox:
+    """Messages from a socket."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+
+    def drain(self, *, wait_seconds: float | None) -> list[Message]:
+        """Return all messages that are there; sleeps in the kernel where it may wait."""
+        timeout = None if wait_seconds is None else math.ceil(wait_seconds * 1000)
+        messages: list[Message] = []
+        while self._socket.poll(timeout):
+            messages.append(decode_message(self._socket.recv()))
+            timeout = 0
+        return messages
+
+
+class SocketOutbox:
+    """Turns to a socket that queues without bound, so that a slow parent never holds up a step."""
+
+    def __init__(self, socket: Any) -> None:
+        self._socket = socket
+
+    def send(self, turn: Turn) -> None:
+        """Queue one turn."""
+        self._socket.send(encode(turn))
+
+
+def run_engine(config: EngineConfig, inbox: Any, outbox: Any) -> bool:
+    """Load the model, announce it and run the loop; return whether it got that far."""
+    from sfumato.engine.build import build_loop, load
+    from sfumato.models.weights import build_on_meta, count_parameters
+
+    try:
+        loaded = load(config, _progress_to(outbox))
+        loop, door = build_loop(loaded, SocketInbox(inbox), SocketOutbox(outbox))
+    except SfumatoError as error:
+        outbox.send(encode(StartFailure(message=str(error))))
+        return False
+    info = EngineInfo(
+        name=loaded.folder.name,
+        path=str(loaded.folder.path),
+        traits=loaded.traits,
+        algorithms=_algorithms(),
+        has_tokenizer=loaded.folder.has_tokenizer,
+        limits=config.limits,
+        num_parameters=count_parameters(build_on_meta(loaded.folder.config)[1]),
+        num_pages=door.num_pages,
+        page_size=door.page_size,
+        dtype=str(loaded.dtype).removeprefix("torch."),
+        device=loaded.device,
+    )
+    outbox.send(encode(info))
+    loop.run()
+    return True
+
+
+def _algorithms() -> dict[str, list[dict[str, Any]]]:
+    from sfumato.text.decoding.registry import ALGORITHMS, describe
+
+    return {name: describe(name) for name in ALGORITHMS}
+
+
+def _progress_to(outbox: Any) -> Any:
+    reported = 0
+
+    def report(done: int, total: int, num_bytes: int) -> None:
+        nonlocal reported
+        if done < total and num_bytes - reported < _PROGRESS_BYTES:
+            return
+        reported = num_bytes
+        outbox.send(encode(Loading(done=done, total=total, num_bytes=num_bytes)))
+
+    return report
+
+
+def _end_with_parent(folder: str) -> None:
+    """Wait for the end of stdin, which the parent holds open; then remove its folder and leave at once."""
+    while os.read(sys.stdin.fileno(), 4096):
+        pass
+    shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+def _read_config() -> EngineConfig:
+    """Read the configuration line; bytes behind it stay in the pipe."""
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        byte = os.read(sys.stdin.fileno(), 1)
+        if not byte:
+            raise SystemExit(1)
+        line += byte
+    return msgspec.json.decode(bytes(line), type=EngineConfig)
+
+
+def main() -> None:
+    """Run one engine until its parent stops it or is gone."""
+    # The parent decides when an engine ends: a signal to the whole group must not end it undrained.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    config, folder = _read_config(), sys.argv[1]
+    threading.Thread(target=_end_with_parent, args=(folder,), name="parent-watch", daemon=True).start()
+    context = Context()
+    inbox, outbox = context.socket(SocketType.PULL), context.socket(SocketType.PUSH)
+    inbox.set_hwm(0)
+    outbox.set_hwm(0)
+    inbox.connect(address(folder, "inbox"))
+    outbox.connect(address(folder, "outbox"))
+    is_clean = False
+    try:
+        is_clean = run_engine(config, inbox, outbox)
+    finally:
+        inbox.close(linger=0)
+        outbox.close(linger=_LINGER_MILLISECONDS)
+        context.term()
+    # Everything has been sent; the interpreter's own way out, through torch, takes most of a second.
+    os._exit(0 if is_clean else 1)
+
+
+if __name__ == "__main__":
+    main()

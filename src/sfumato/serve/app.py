@@ -1,0 +1,39 @@
+"""The HTTP application: routes, keys and errors around a registry of models."""
+
+from __future__ import annotations
+
+from fastapi import Depends, FastAPI
+
+import sfumato
+from sfumato.core.messages import Turn
+from sfumato.serve import chat, completions, errors, health, metrics, models, tokens
+from sfumato.serve.auth import check_key
+from sfumato.serve.metrics import Metrics
+from sfumato.serve.registry import Registry, ServedModel
+from sfumato.serve.settings import ServerSettings
+
+
+def create_app(registry: Registry, settings: ServerSettings) -> FastAPI:
+    """Join the APIs into one application over engines that are running."""
+    app = FastAPI(title="Sfumato", version=sfumato.__version__, docs_url=None, redoc_url=None)
+    app.state.registry = registry
+    app.state.settings = settings
+    app.state.metrics = Metrics()
+    for model in registry.models.values():
+        _watch(model, app.state.metrics)
+    locked = [Depends(check_key)]
+    for family in (models, chat, completions, tokens):
+        app.include_router(family.router, dependencies=locked)
+    for family in (health, metrics):
+        app.include_router(family.router)
+    errors.install(app)
+    return app
+
+
+def _watch(model: ServedModel, counted: Metrics) -> None:
+    """Count every turn of a model's engine."""
+
+    def on_turn(turn: Turn) -> None:
+        counted.observe_turn(model.name, turn)
+
+    model.client.on_turn = on_turn

@@ -1,0 +1,103 @@
+"""/v1/chat/completions: messages in, an assistant's message out, at once or as it is committed."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from sfumato.errors import RequestError
+from sfumato.serve.calls import open_call
+from sfumato.serve.errors import bad_request
+from sfumato.serve.generation import Call, Collected, Generation, Piece, canvas_field, collect
+from sfumato.serve.logprobs import chat_logprobs
+from sfumato.serve.schema import ChatRequest
+from sfumato.serve.streams import CLIENT_GONE, ClientGone, EventStream, json_response, until_gone
+
+router = APIRouter()
+
+
+@router.post("/v1/chat/completions")
+async def create(request: Request, body: ChatRequest) -> Response:
+    """Answer a conversation."""
+    call = open_call(request, body, prefix="chatcmpl")
+    try:
+        if body.stream:
+            generation = await until_gone(request, _start(request, call, body))
+            return EventStream(_chunks(call, body, generation), generation.close)
+        return json_response(await until_gone(request, _answer(request, call, body)))
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)
+
+
+async def _start(request: Request, call: Call, body: ChatRequest) -> Generation:
+    prompt = await call.model.encode_chat([message.for_template() for message in body.messages])
+    try:
+        return await Generation.start(call, request.app.state.metrics, [prompt])
+    except RequestError as error:
+        # The engine knows only a prompt; here it came as messages.
+        raise bad_request(str(error), "messages" if error.field == "prompt" else error.field) from error
+
+
+async def _answer(request: Request, call: Call, body: ChatRequest) -> dict[str, Any]:
+    generation = await _start(request, call, body)
+    try:
+        finished = await collect(generation)
+    finally:
+        generation.close()
+    choices = [_choice(call, body, index, choice) for index, choice in enumerate(finished)]
+    return {**_header(call, body, "chat.completion"), "choices": choices, "usage": generation.usage()}
+
+
+def _header(call: Call, body: ChatRequest, kind: str) -> dict[str, Any]:
+    tier = {} if body.service_tier is None else {"service_tier": "default"}
+    return {**call.header(kind), **tier}
+
+
+def _choice(call: Call, body: ChatRequest, index: int, choice: Collected) -> dict[str, Any]:
+    return {
+        "index": index,
+        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "logprobs": chat_logprobs(call.model, choice.entries) if body.logprobs else None,
+        "finish_reason": choice.finish_reason,
+        **({"token_ids": choice.token_ids} if body.return_token_ids else {}),
+    }
+
+
+async def _chunks(call: Call, body: ChatRequest, generation: Generation) -> AsyncIterator[dict[str, Any]]:
+    """Yield the role of every choice, what is committed, the ends, and the usage if it is wanted."""
+    header = _header(call, body, "chat.completion.chunk")
+    if body.wants_usage:
+        header["usage"] = None
+    for index in range(call.params.n):
+        opening = {"role": "assistant", "content": "", "refusal": None}
+        yield {**header, "choices": [_chunk_choice(index, opening, None)]}
+    async for piece in generation.pieces():
+        for choice in _chunk_choices(call, body, piece):
+            yield {**header, "choices": [choice]}
+    if body.wants_usage:
+        yield {**header, "choices": [], "usage": generation.usage()}
+
+
+def _chunk_choices(call: Call, body: ChatRequest, piece: Piece) -> list[dict[str, Any]]:
+    """Return one choice with what is new, if anything is to be shown, and one with the end."""
+    chunks = []
+    extras: dict[str, Any] = {}
+    if piece.canvas is not None:
+        extras["canvas"] = canvas_field(call.model, piece.canvas)
+    if body.return_token_ids and piece.token_ids:
+        extras["token_ids"] = piece.token_ids
+    if piece.text or piece.entries or extras:
+        delta = {"content": piece.text} if piece.text else {}
+        choice = _chunk_choice(piece.index, delta, None)
+        if body.logprobs and piece.entries:
+            choice["logprobs"] = chat_logprobs(call.model, piece.entries)
+        chunks.append({**choice, **extras})
+    if piece.finish_reason is not None:
+        chunks.append(_chunk_choice(piece.index, {}, piece.finish_reason))
+    return chunks
+
+
+def _chunk_choice(index: int, delta: dict[str, Any], finish_reason: str | None) -> dict[str, Any]:
+    return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish_reason}

@@ -1,0 +1,1 @@
+"""The subcommands of `sfumato`, one file each."""

@@ -1,0 +1,28 @@
+"""Which subcommands `sfumato` has."""
+
+from __future__ import annotations
+
+import typer
+
+from sfumato.serve.commands.chat import chat
+from sfumato.serve.commands.generate import generate
+from sfumato.serve.commands.models import models
+from sfumato.serve.commands.serve import serve
+
+
+def build_program() -> typer.Typer:
+    """Join the subcommands."""
+    program = typer.Typer(
+        name="sfumato",
+        help="Serve diffusion language models: text that appears everywhere at once, not left to right.",
+        epilog="Start with: sfumato serve    then, elsewhere: sfumato models",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        rich_markup_mode="rich",
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    program.command("serve")(serve)
+    program.command("generate")(generate)
+    program.command("chat")(chat)
+    program.command("models")(models)
+    return program

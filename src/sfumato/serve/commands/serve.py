@@ -1,0 +1,244 @@
+"""`sfumato serve`: models behind the OpenAI API."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
+
+from sfumato.engine.wire import Loading
+from sfumato.errors import ConfigError
+from sfumato.serve.commands import options
+from sfumato.serve.launch import Planned, share_out
+from sfumato.serve.registry import Registry
+from sfumato.serve.server import run_server
+from sfumato.serve.settings import ServerSettings
+from sfumato.serve.settings_file import ModelSettings, parse_bytes, parse_parameters, read_settings
+
+_ENGINE = "Engine"
+_LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
+# Ended by a signal before anything was served.
+_INTERRUPTED = 130
+
+
+def serve(
+    models: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="MODEL",
+            help="Embedded names, folders or hub ids (owner/name). Without any: all embedded models.",
+            show_default=False,
+        ),
+    ] = None,
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; 0.0.0.0 opens it to the network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port; 0 takes a free one.")] = 8000,
+    api_key: Annotated[
+        list[str] | None,
+        typer.Option(
+            envvar="SFUMATO_API_KEY",
+            help="Key that clients must send; repeatable. Without any the door is open.",
+        ),
+    ] = None,
+    served_model_name: Annotated[
+        list[str] | None,
+        typer.Option(help="What clients call a model; once per MODEL, in their order."),
+    ] = None,
+    config: Annotated[
+        Path | None,
+        typer.Option(
+            help="YAML file of settings per model, which go before the options here: "
+            "models: {NAME: {algorithm: ..., algorithm-parameters: {...}, kv-memory: 1G}}."
+        ),
+    ] = None,
+    drain_timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds that running requests get to finish after Ctrl-C.")
+    ] = 60.0,
+    health_timeout: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that an engine may take to answer /health.")
+    ] = 5.0,
+    log_level: Annotated[str, typer.Option(help=f"One of {', '.join(_LOG_LEVELS)}.")] = "warning",
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    threads: options.Threads = None,
+    mask_token_id: options.MaskTokenId = None,
+    eot_token_id: options.EotTokenId = None,
+    context_length: options.ContextLength = None,
+    algorithm: options.Algorithm = None,
+    algorithm_parameters: options.AlgorithmParameters = None,
+    block_length: options.BlockLength = None,
+    kv_memory: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SIZE",
+            help="Memory of KV pages, as 512M or 2G, shared out between the models.",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
+    page_size: Annotated[
+        int | None,
+        typer.Option(help="Tokens per KV page. Default: the model's block length.", rich_help_panel=_ENGINE),
+    ] = None,
+    max_running_requests: Annotated[
+        int | None,
+        typer.Option(
+            help="Requests that are denoised at the same time.", rich_help_panel=_ENGINE, show_default="64"
+        ),
+    ] = None,
+    policy: Annotated[
+        str | None,
+        typer.Option(
+            help="separate: a step prefills or denoises; mixed: both in one forward.",
+            rich_help_panel=_ENGINE,
+            show_default="separate",
+        ),
+    ] = None,
+    max_prefill_tokens: Annotated[
+        int | None,
+        typer.Option(help="Prompt tokens per forward.", rich_help_panel=_ENGINE, show_default="2048"),
+    ] = None,
+    denoise_every: Annotated[
+        int | None,
+        typer.Option(
+            help="However many prompts wait, at least every so many steps denoises.",
+            rich_help_panel=_ENGINE,
+            show_default="4",
+        ),
+    ] = None,
+) -> int:
+    """Serve models behind the OpenAI API: chat, completions, streaming.
+
+    Each MODEL runs in an engine process of its own; memory and CPU threads are shared out between them.
+    Ctrl-C once finishes what is running, Ctrl-C twice ends it.
+    """
+    if log_level not in _LOG_LEVELS:
+        raise ConfigError(f"--log-level {log_level!r} is not one of {', '.join(_LOG_LEVELS)}")
+    general = ModelSettings(
+        dtype=dtype,
+        device=device,
+        page_size=page_size,
+        algorithm=algorithm,
+        algorithm_parameters=parse_parameters("--algorithm-parameters", algorithm_parameters),
+        block_length=block_length,
+        mask_token_id=mask_token_id,
+        eot_token_id=eot_token_id,
+        context_length=context_length,
+        policy=policy,
+        max_running_requests=max_running_requests,
+        max_prefill_tokens=max_prefill_tokens,
+        denoise_every=denoise_every,
+    )
+    planned = share_out(
+        _plan(models or [], served_model_name or [], general, config),
+        kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
+        num_threads=threads,
+    )
+    settings = ServerSettings(
+        host=host,
+        port=port,
+        api_keys=tuple(key for key in api_key or () if key),
+        health_timeout=health_timeout,
+        drain_timeout=drain_timeout,
+        log_level=log_level,
+    )
+    return _run(planned, settings)
+
+
+def _plan(
+    models: Sequence[str], names: Sequence[str], general: ModelSettings, config: Path | None
+) -> list[Planned]:
+    """Return the engines to start: the models named here, else the file's, else the embedded ones."""
+    per_model = {} if config is None else read_settings(config)
+    if not models and per_model:
+        models = list(per_model)
+    if not models:
+        # Imported only where it is needed, as it takes a while.
+        from sfumato.models.folder import embedded_models
+
+        models = embedded_models()
+    strangers = [model for model in per_model if model not in models]
+    if strangers:
+        raise ConfigError(
+            f"--config {config}: model {strangers[0]!r} is not served (served: {', '.join(models)})"
+        )
+    if names and len(names) != len(models):
+        raise ConfigError(f"{len(names)} --served-model-name for {len(models)} models; give one for each")
+    planned = []
+    for index, model in enumerate(models):
+        settings = per_model.get(model, ModelSettings()).over(general)
+        each = settings.planned(model)
+        planned.append(Planned(each.config, names[index]) if names else each)
+    return planned
+
+
+def _run(planned: Sequence[Planned], settings: ServerSettings) -> int:
+    """Serve, with a progress bar while models load and a banner when the door is open."""
+    errors = Console(stderr=True)
+    # A prompt beyond the context is refused with a message of our own; the tokenizer warns trainers.
+    logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
+    with ExitStack() as stack:
+        progress = stack.enter_context(
+            Progress(
+                TextColumn("{task.description}"),
+                BarColumn(),
+                DownloadColumn(),
+                console=errors,
+                transient=True,
+                disable=not errors.is_terminal,
+            )
+        )
+        bars: dict[str, TaskID] = {
+            each.label: progress.add_task(f"loading {each.label}", total=None) for each in planned
+        }
+
+        def on_progress(label: str, loading: Loading) -> None:
+            total = loading.num_bytes * loading.total // max(1, loading.done)
+            progress.update(bars[label], completed=loading.num_bytes, total=total)
+
+        def on_ready(registry: Registry, port: int) -> None:
+            progress.stop()
+            print_banner(Console(), registry, settings, port)
+
+        has_served = asyncio.run(
+            run_server(planned, settings, on_progress=on_progress, on_ready=on_ready, on_notice=_notice)
+        )
+    return 0 if has_served else _INTERRUPTED
+
+
+def _notice(text: str) -> None:
+    print(f"sfumato: {text}", file=sys.stderr, flush=True)
+
+
+def print_banner(console: Console, registry: Registry, settings: ServerSettings, port: int) -> None:
+    """Say where the server listens, what it serves and how to try it."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    address = f"http://{host}:{port}"
+    console.print(f"Sfumato serves at {address}/v1", highlight=False, soft_wrap=True, markup=False)
+    for model in registry.models.values():
+        info, traits = model.client.info, model.traits
+        console.print(
+            f"  {model.name}  {info.num_parameters / 1e6:.1f}M parameters, {info.dtype} on {info.device}, "
+            f"context {traits.context_length}, {traits.default_algorithm}",
+            highlight=False,
+            soft_wrap=True,
+            markup=False,
+        )
+    console.print("Try it:", highlight=False)
+    key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
+    example = _example(address, next(iter(registry.models)), key)
+    console.print(example, highlight=False, soft_wrap=True, markup=False)
+    console.file.flush()
+
+
+def _example(address: str, model: str, key: str) -> str:
+    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Mia, 34, nurse in Oslo"}}]}}'
+    return f"  curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"

@@ -1,0 +1,110 @@
+"""/v1/completions: texts or token ids in, their continuations out, at once or as they are committed."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+
+from sfumato.serve.calls import open_call
+from sfumato.serve.generation import Call, Collected, Generation, Piece, canvas_field, collect
+from sfumato.serve.logprobs import completion_logprobs
+from sfumato.serve.registry import ServedModel
+from sfumato.serve.schema import CompletionRequest
+from sfumato.serve.streams import CLIENT_GONE, ClientGone, EventStream, json_response, until_gone
+
+router = APIRouter()
+
+
+@router.post("/v1/completions")
+async def create(request: Request, body: CompletionRequest) -> Response:
+    """Continue one or more prompts."""
+    call = open_call(request, body, prefix="cmpl")
+    try:
+        if body.stream:
+            generation = await until_gone(request, _start(request, call, body))
+            return EventStream(_chunks(call, body, generation), generation.close)
+        return json_response(await until_gone(request, _answer(request, call, body)))
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)
+
+
+async def _start(request: Request, call: Call, body: CompletionRequest) -> Generation:
+    prompts = await asyncio.gather(*(call.model.encode(prompt) for prompt in body.prompt))
+    return await Generation.start(call, request.app.state.metrics, prompts)
+
+
+async def _answer(request: Request, call: Call, body: CompletionRequest) -> dict[str, Any]:
+    generation = await _start(request, call, body)
+    try:
+        finished = await collect(generation)
+    finally:
+        generation.close()
+    choices = [_choice(call, body, index, choice) for index, choice in enumerate(finished)]
+    return {**call.header("text_completion"), "choices": choices, "usage": generation.usage()}
+
+
+def _choice(call: Call, body: CompletionRequest, index: int, choice: Collected) -> dict[str, Any]:
+    logprobs = None if body.logprobs is None else completion_logprobs(call.model, choice.entries)
+    return {
+        "index": index,
+        "text": _echo(call, body, index) + choice.text,
+        "logprobs": logprobs,
+        "finish_reason": choice.finish_reason,
+        **({"token_ids": choice.token_ids} if _shows_token_ids(call.model, body) else {}),
+    }
+
+
+def _echo(call: Call, body: CompletionRequest, index: int) -> str:
+    """Return the prompt of a choice if it is to be repeated."""
+    if not body.echo:
+        return ""
+    prompt = body.prompt[index // call.params.n]
+    if isinstance(prompt, str):
+        return prompt
+    tokenizer = call.model.tokenizer
+    return "" if tokenizer is None else tokenizer.decode(prompt, skip_special_tokens=False)
+
+
+def _shows_token_ids(model: ServedModel, body: CompletionRequest) -> bool:
+    """Whether choices carry token ids: on request, and always where there is no text."""
+    return bool(body.return_token_ids) or model.tokenizer is None
+
+
+async def _chunks(
+    call: Call, body: CompletionRequest, generation: Generation
+) -> AsyncIterator[dict[str, Any]]:
+    """Yield what is committed as it comes, then the usage if it is wanted."""
+    header = call.header("text_completion")
+    if body.wants_usage:
+        header["usage"] = None
+    if body.echo:
+        for index in range(len(generation.choices)):
+            yield {**header, "choices": [_chunk_choice(index, _echo(call, body, index))]}
+    async for piece in generation.pieces():
+        choice = _piece_choice(call, body, piece)
+        if choice is not None:
+            yield {**header, "choices": [choice]}
+    if body.wants_usage:
+        yield {**header, "choices": [], "usage": generation.usage()}
+
+
+def _piece_choice(call: Call, body: CompletionRequest, piece: Piece) -> dict[str, Any] | None:
+    """Return a choice with what is new, or None if there is nothing to show."""
+    extras: dict[str, Any] = {}
+    if piece.canvas is not None:
+        extras["canvas"] = canvas_field(call.model, piece.canvas)
+    if piece.token_ids and _shows_token_ids(call.model, body):
+        extras["token_ids"] = piece.token_ids
+    if not (piece.text or piece.entries or extras or piece.finish_reason):
+        return None
+    choice = _chunk_choice(piece.index, piece.text, piece.finish_reason)
+    if body.logprobs is not None and piece.entries:
+        choice["logprobs"] = completion_logprobs(call.model, piece.entries)
+    return {**choice, **extras}
+
+
+def _chunk_choice(index: int, text: str, finish_reason: str | None = None) -> dict[str, Any]:
+    return {"index": index, "text": text, "logprobs": None, "finish_reason": finish_reason}

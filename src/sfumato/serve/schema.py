@@ -1,0 +1,228 @@
+"""What may stand in a request's body: OpenAI's documented fields and ours; all else is refused by name."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic_core import PydanticCustomError
+
+from sfumato.engine.frontend import MAX_CHOICES, SamplingParams
+from sfumato.serve.errors import bad_request
+from sfumato.serve.fields import (
+    Biases,
+    Content,
+    Count,
+    Parameters,
+    Priority,
+    Prompts,
+    Seed,
+    Stops,
+    TokenIds,
+    TopK,
+    neutral,
+)
+
+MAX_ALTERNATIVES = 20
+# Choices of one call, prompts times n; a larger job is several calls.
+MAX_CHOICES_PER_CALL = 1024
+
+_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+
+
+class StreamOptions(BaseModel):
+    """How a stream is sent; include_canvas adds the open block of every denoise step."""
+
+    model_config = _STRICT
+
+    include_usage: bool | None = None
+    include_canvas: bool | None = None
+    include_obfuscation: Annotated[Any, neutral(False)] = None
+
+
+class TextRequest(BaseModel):
+    """The fields that chat and plain completions share."""
+
+    model_config = _STRICT
+
+    model: str
+    max_tokens: Count | None = None
+    temperature: float | None = None
+    top_p: float | None = None
+    n: Annotated[int, Field(ge=1, le=MAX_CHOICES)] | None = None
+    seed: Seed | None = None
+    stop: Stops = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    logit_bias: Biases = None
+    # A label for whoever runs the server; it never changes an answer.
+    user: str | None = None
+    frequency_penalty: Annotated[Any, neutral(0)] = None
+    presence_penalty: Annotated[Any, neutral(0)] = None
+
+    algorithm: str | None = None
+    algorithm_parameters: Parameters = None
+    block_length: Count | None = None
+    top_k: TopK | None = None
+    ignore_eos: bool | None = None
+    stop_token_ids: TokenIds = None
+    priority: Priority | None = None
+    timeout: Annotated[float, Field(gt=0, le=1e9)] | None = None
+    return_token_ids: bool | None = None
+
+    @property
+    def wants_usage(self) -> bool:
+        """Whether a stream ends with a chunk of usage."""
+        return self.stream_options is not None and bool(self.stream_options.include_usage)
+
+    @property
+    def wants_canvas(self) -> bool:
+        """Whether a stream carries the open block of every step."""
+        return self.stream_options is not None and bool(self.stream_options.include_canvas)
+
+    def check_stream(self) -> None:
+        """Refuse stream options where nothing is streamed."""
+        if self.stream_options is not None and not self.stream:
+            raise bad_request("stream_options need stream: true", "stream_options")
+
+    def sampling(self, *, max_tokens: int | None, logprobs: int | None, seed: int) -> SamplingParams:
+        """Return the engine's parameters; what is not given takes the model's default, temperature 0."""
+        return SamplingParams(
+            max_tokens=max_tokens,
+            temperature=0.0 if self.temperature is None else self.temperature,
+            top_p=1.0 if self.top_p is None else self.top_p,
+            top_k=self.top_k or 0,
+            seed=seed,
+            n=self.n or 1,
+            stop=tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            ignore_eos=bool(self.ignore_eos),
+            logprobs=logprobs,
+            logit_bias=self.logit_bias or {},
+            algorithm=self.algorithm,
+            algorithm_parameters=self.algorithm_parameters or {},
+            block_length=self.block_length,
+            include_canvas=self.wants_canvas,
+            priority=self.priority or 0,
+            timeout=self.timeout,
+        )
+
+
+def _role(value: object) -> object:
+    if value in ("tool", "function"):
+        raise PydanticCustomError(
+            "unsupported", "{role} is not supported; this server has no tools", {"role": value}
+        )
+    return value
+
+
+class Message(BaseModel):
+    """One turn of a conversation; developer is what system was called before."""
+
+    model_config = _STRICT
+
+    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_role)]
+    content: Content = ""
+    name: str | None = None
+    refusal: Annotated[Any, neutral()] = None
+    audio: Annotated[Any, neutral()] = None
+    tool_calls: Annotated[Any, neutral([])] = None
+    function_call: Annotated[Any, neutral()] = None
+    tool_call_id: Annotated[Any, neutral()] = None
+
+    def for_template(self) -> dict[str, Any]:
+        """Return the message as chat templates expect it."""
+        role = "system" if self.role == "developer" else self.role
+        named = {} if self.name is None else {"name": self.name}
+        return {"role": role, "content": self.content, **named}
+
+
+Messages = Annotated[list[Message], Field(min_length=1)]
+
+
+class ChatRequest(TextRequest):
+    """Body of /v1/chat/completions."""
+
+    messages: Messages
+    max_completion_tokens: Count | None = None
+    logprobs: bool | None = None
+    top_logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
+    # Labels and hints for OpenAI's own bookkeeping; they never change an answer.
+    metadata: dict[str, str] | None = None
+    prompt_cache_key: str | None = None
+    safety_identifier: str | None = None
+    audio: Annotated[Any, neutral()] = None
+    function_call: Annotated[Any, neutral("none", "auto")] = None
+    functions: Annotated[Any, neutral([])] = None
+    modalities: Annotated[Any, neutral(["text"])] = None
+    moderation: Annotated[Any, neutral()] = None
+    parallel_tool_calls: Annotated[Any, neutral(True)] = None
+    prediction: Annotated[Any, neutral()] = None
+    prompt_cache_options: Annotated[Any, neutral()] = None
+    prompt_cache_retention: Annotated[Any, neutral("in_memory")] = None
+    reasoning_effort: Annotated[Any, neutral("none")] = None
+    response_format: Annotated[Any, neutral({"type": "text"})] = None
+    service_tier: Annotated[Any, neutral("auto", "default")] = None
+    store: Annotated[Any, neutral(False)] = None
+    tool_choice: Annotated[Any, neutral("none", "auto")] = None
+    tools: Annotated[Any, neutral([])] = None
+    verbosity: Annotated[Any, neutral("medium")] = None
+    web_search_options: Annotated[Any, neutral()] = None
+
+    def params(self, seed: int) -> SamplingParams:
+        """Return the engine's parameters. Raises ApiError for fields that contradict each other."""
+        self.check_stream()
+        if self.top_logprobs is not None and not self.logprobs:
+            raise bad_request("top_logprobs need logprobs: true", "top_logprobs")
+        limits = {limit for limit in (self.max_tokens, self.max_completion_tokens) if limit is not None}
+        if len(limits) > 1:
+            raise bad_request("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
+        logprobs = (self.top_logprobs or 0) if self.logprobs else None
+        return self.sampling(max_tokens=next(iter(limits), None), logprobs=logprobs, seed=seed)
+
+
+class CompletionRequest(TextRequest):
+    """Body of /v1/completions."""
+
+    prompt: Prompts
+    logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
+    echo: bool | None = None
+    best_of: Count | None = None
+    suffix: Annotated[Any, neutral("")] = None
+
+    def params(self, seed: int) -> SamplingParams:
+        """Return the engine's parameters. Raises ApiError for what is not supported together."""
+        self.check_stream()
+        n = self.n or 1
+        if self.best_of not in (None, 1, n):
+            raise bad_request(f"best_of {self.best_of} is not supported unless it equals n", "best_of")
+        if self.echo and self.logprobs is not None:
+            raise bad_request("echo with logprobs is not supported: prompts are not scored", "echo")
+        if len(self.prompt) * n > MAX_CHOICES_PER_CALL:
+            raise bad_request(
+                f"{len(self.prompt)} prompts times n {n} is more than {MAX_CHOICES_PER_CALL} choices",
+                "prompt",
+            )
+        return self.sampling(max_tokens=self.max_tokens, logprobs=self.logprobs, seed=seed)
+
+
+class TokenizeRequest(BaseModel):
+    """Body of /tokenize: a prompt or messages."""
+
+    model_config = _STRICT
+
+    model: str | None = None
+    prompt: str | None = None
+    messages: Messages | None = None
+    add_special_tokens: bool | None = None
+    add_generation_prompt: Annotated[Any, neutral(True)] = None
+    return_token_strs: bool | None = None
+
+
+class DetokenizeRequest(BaseModel):
+    """Body of /detokenize."""
+
+    model_config = _STRICT
+
+    model: str | None = None
+    tokens: TokenIds

@@ -1,0 +1,160 @@
+"""Running the front door: a socket, the engines, uvicorn, and how all of it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import Callable, Iterator, Sequence
+
+import uvicorn
+
+from sfumato.errors import ConfigError
+from sfumato.serve.app import create_app
+from sfumato.serve.launch import Planned, ProgressCallback, start_models
+from sfumato.serve.registry import Registry
+from sfumato.serve.settings import ServerSettings
+
+# Answers that were ended must still reach their clients.
+_LAST_WORDS_SECONDS = 3
+_BACKLOG = 2048
+
+# Called with the served models and the port once the door is open.
+ReadyCallback = Callable[[Registry, int], None]
+# Called with a line for the operator when the server begins to end.
+NoticeCallback = Callable[[str], None]
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn without its signal handlers: the first signal drains, which only the front door can do."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+class _Signals:
+    """Counts the signals that ask the server to end."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.add_signal_handler(number, self._note)
+
+    def _note(self) -> None:
+        if self.first.is_set():
+            self.second.set()
+        self.first.set()
+
+
+def open_socket(host: str, port: int) -> socket.socket:
+    """Bind the address before a model is loaded, so that a taken port is known at once.
+
+    Raises ConfigError.
+    """
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        listener = socket.socket(family, socket.SOCK_STREAM)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except (OSError, OverflowError) as error:
+        listener.close()
+        raise ConfigError(f"--host {host} --port {port}: {error}") from error
+    return listener
+
+
+async def run_server(
+    planned: Sequence[Planned],
+    settings: ServerSettings,
+    *,
+    on_progress: ProgressCallback,
+    on_ready: ReadyCallback,
+    on_notice: NoticeCallback,
+) -> bool:
+    """Serve until a signal comes; return whether the server got as far as serving.
+
+    The first signal lets running requests finish and refuses new ones; a second one, or the drain timeout,
+    ends every request with a message. No process is left in any case. Raises ConfigError or EngineDied at
+    start.
+    """
+    with contextlib.closing(open_socket(settings.host, settings.port)) as listener:
+        signals = _Signals()
+        registry = await _start_or_leave(planned, on_progress, signals)
+        if registry is None:
+            return False
+        try:
+            await _serve(registry, settings, listener, signals, on_ready, on_notice)
+        finally:
+            await asyncio.gather(*(model.close() for model in registry.models.values()))
+    return True
+
+
+async def _start_or_leave(
+    planned: Sequence[Planned], on_progress: ProgressCallback, signals: _Signals
+) -> Registry | None:
+    """Start the engines; a signal meanwhile ends them again and returns None."""
+    starting = asyncio.create_task(start_models(planned, on_progress))
+    leaving = asyncio.create_task(signals.first.wait())
+    await asyncio.wait({starting, leaving}, return_when=asyncio.FIRST_COMPLETED)
+    leaving.cancel()
+    if starting.done():
+        return starting.result()
+    starting.cancel()
+    await asyncio.gather(starting, return_exceptions=True)
+    return None
+
+
+async def _serve(
+    registry: Registry,
+    settings: ServerSettings,
+    listener: socket.socket,
+    signals: _Signals,
+    on_ready: ReadyCallback,
+    on_notice: NoticeCallback,
+) -> None:
+    config = uvicorn.Config(
+        create_app(registry, settings),
+        log_level=settings.log_level,
+        backlog=_BACKLOG,
+        lifespan="off",
+        timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
+    )
+    server = _Uvicorn(config)
+    serving = asyncio.create_task(server.serve(sockets=[listener]))
+    asked = asyncio.create_task(signals.first.wait())
+    while not (server.started or serving.done()):
+        await asyncio.sleep(0.01)
+    on_ready(registry, listener.getsockname()[1])
+    await asyncio.wait({serving, asked}, return_when=asyncio.FIRST_COMPLETED)
+    asked.cancel()
+    await _drain(registry, settings, signals, on_notice)
+    server.should_exit = True
+    await serving
+
+
+async def _drain(
+    registry: Registry, settings: ServerSettings, signals: _Signals, on_notice: NoticeCallback
+) -> None:
+    """Let the engines finish what they have, within the time that the operator gives them."""
+    registry.is_draining = True
+    clients = [model.client for model in registry.models.values()]
+    num_open = sum(client.num_open for client in clients)
+    if num_open:
+        on_notice(f"finishing {num_open} running requests; Ctrl-C again ends them")
+    draining = asyncio.create_task(_stop(registry, drain=True))
+    hurry = asyncio.create_task(signals.second.wait())
+    await asyncio.wait({draining, hurry}, timeout=settings.drain_timeout, return_when=asyncio.FIRST_COMPLETED)
+    hurry.cancel()
+    if not draining.done():
+        num_open = sum(client.num_open for client in clients)
+        on_notice(f"ending {num_open} requests")
+        await asyncio.wait({asyncio.create_task(_stop(registry, drain=False))}, timeout=_LAST_WORDS_SECONDS)
+    # An engine inside a long forward answers to nothing; it is killed when it is closed.
+    draining.cancel()
+
+
+async def _stop(registry: Registry, *, drain: bool) -> None:
+    await asyncio.gather(*(model.client.stop(drain=drain) for model in registry.models.values()))
