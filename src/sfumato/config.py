@@ -21,6 +21,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: "auto" takes the checkpoint's. device: "auto" takes CUDA where it is. kv_memory: bytes of KV pages;
     None takes what max_running_requests whole contexts need, within a share of the memory. page_size: tokens
     per page; None: the model's block length. num_threads: CPU threads of the forward; None: torch decides.
+    memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
     """
 
@@ -28,6 +29,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     dtype: str = "auto"
     device: str = "auto"
     kv_memory: int | None = None
+    memory_share: float = 1.0
     page_size: int | None = None
     num_threads: int | None = None
     max_chunk_bytes: int = 64 << 20

@@ -93,7 +93,7 @@ def test_metrics_count_what_happened(server: Server, client: OpenAI) -> None:
 
     def gained(name: str, **labels: str) -> float:
         key = (name, frozenset({"model": SDAR, **labels}.items()))
-        return after[key] - before.get(key, 0.0)
+        return after.get(key, 0.0) - before.get(key, 0.0)
 
     ends = sum(
         gained("sfumato_requests_total", endpoint="/v1/chat/completions", end=end)

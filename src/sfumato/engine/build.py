@@ -172,4 +172,4 @@ def _num_pages(loaded: Loaded, page_size: int) -> int:
         room = int(memory_bytes() * _CPU_SHARE)
     else:
         room = int(torch.cuda.mem_get_info(loaded.device)[0] * _GPU_SHARE)
-    return max(2, min(wanted, room // page_bytes))
+    return max(2, min(wanted, int(room * config.memory_share) // page_bytes))

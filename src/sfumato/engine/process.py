@@ -26,6 +26,9 @@ from sfumato.errors import SfumatoError
 
 # The last turn must reach the parent before this process goes; one that is gone is waited for no longer.
 _LINGER_MILLISECONDS = 2000
+# oneDNN keeps a compiled kernel per shape, about 0.3 MiB each, and ideep another record of it: with their own
+# limits of 1024 a service with steps of many sizes grows by 700 MiB. Read when torch is loaded.
+_KERNEL_CACHES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "256", "LRU_CACHE_CAPACITY": "256"}
 # Reported at most once per so many bytes: a large checkpoint has thousands of small tensors.
 _PROGRESS_BYTES = 8 << 20
 

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import CheckpointError
 from sfumato.models.checkpoint_names import Target
-from sfumato.models.decoder import Decoder, DecoderShape
+
+if TYPE_CHECKING:
+    # Only a family's module needs torch: whoever looks at a folder's name does not load it.
+    from sfumato.models.decoder import Decoder, DecoderShape
 
 ARCHITECTURES: dict[str, str] = {
     "LLaDAModelLM": "sfumato.models.llada",

@@ -46,6 +46,7 @@ def share_out(planned: Sequence[Planned], *, kv_memory: int | None, num_threads:
         config = msgspec.structs.replace(
             each.config,
             kv_memory=kv_memory if each.config.kv_memory is None else each.config.kv_memory,
+            memory_share=each.config.memory_share / count,
             num_threads=num_threads if each.config.num_threads is None else each.config.num_threads,
         )
         shared.append(Planned(config, each.name))
