@@ -45,7 +45,8 @@ def generate(
     from sfumato.serve.commands.loading import load_engine
     from sfumato.serve.settings_file import parse_parameters
 
-    text = sys.stdin.read() if prompt in (None, "-") else prompt
+    # A shell's newline behind the prompt is not part of it.
+    text = sys.stdin.read().removesuffix("\n") if prompt in (None, "-") else prompt
     if not text:
         raise RequestError("the prompt is empty", field="prompt")
     console = Console()
