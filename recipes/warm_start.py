@@ -1,7 +1,7 @@
 """Own the start of the bidirectional model from an early state of the block-causal one.
 
-From random weights the bidirectional model had not begun to copy numbers from the question after 6.5 million
-tokens; from these it does so within 0.2 million.
+From random weights the bidirectional model had not begun to copy numbers from the question after 5 million
+tokens; from these its loss is below what it had reached by then within 0.4 million.
 """
 
 import torch
