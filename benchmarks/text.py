@@ -2,7 +2,7 @@
 
 Every figure is the median of paired runs: naive and engine in turn, in one process, on the same prompts;
 ratios are medians of the pairs' ratios. The naive loop takes one request after another, so its rate does not
-depend on how many there are: it is timed on the first NAIVE_REQUESTS prompts of each pair.
+depend on how many there are: it is timed on NAIVE_REQUESTS of each pair's prompts.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from sfumato.models.decoder import Decoder
 from sfumato.models.weights import load_model
 
 BATCHES = (1, 4, 8, 16)
-NAIVE_REQUESTS = 2
+NAIVE_REQUESTS = 1
 _MIB = 1 << 20
 
 

@@ -1,4 +1,4 @@
-"""Draw the README's picture from a real answer: `python scripts/picture.py` writes docs/images/denoise.svg."""
+"""Draw the README's picture from a real answer: `python scripts/picture.py` writes it to docs/images."""
 
 from __future__ import annotations
 
@@ -22,7 +22,13 @@ def main() -> None:
     console.print(Text(f"> {QUESTION}", style="cyan"))
     canvas, step = CanvasText(engine.tokenizer), 0
     usage = None
-    for _, delta in engine.stream([{"role": "user", "content": QUESTION}], SamplingParams(include_canvas=True)):
+    # Four tokens a step: slow enough to watch.
+    params = SamplingParams(
+        include_canvas=True,
+        algorithm="sdar",
+        algorithm_parameters={"remasking_strategy": "low_confidence_static", "denoising_steps": 4},
+    )
+    for _, delta in engine.stream([{"role": "user", "content": QUESTION}], params):
         canvas.push(delta)
         step, usage = step + 1, delta.usage
         console.print(Text(f"step {step:2d}  ", style="dim") + canvas.render())

@@ -50,13 +50,17 @@ class TableModel:
         self.device = torch.device("cpu")
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Return f32[N, 2]: token and position."""
+        """Return f32[P, 2]: token and position of the output tokens."""
         if self.fail_on is not None and bool((batch.token_ids == self.fail_on).any()):
             raise RuntimeError("the fake model was told to fail")
         hidden = torch.stack((batch.token_ids.float(), batch.positions.float()), dim=-1)
         if self.nan_on is not None:
-            hidden[batch.token_ids == self.nan_on] = torch.nan
-        return hidden
+            # Whoever comes behind a bad token in its row has seen it.
+            row = torch.cumsum(batch.positions.diff(prepend=batch.positions[:1]) != 1, 0)
+            is_bad = batch.token_ids == self.nan_on
+            for index in torch.nonzero(is_bad).flatten().tolist():
+                hidden[(row == row[index]) & (batch.positions >= batch.positions[index])] = torch.nan
+        return hidden if batch.output_tokens is None else hidden[batch.output_tokens]
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return f32[M, V]: the wanted token at its probability, the rest evenly."""

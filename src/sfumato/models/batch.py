@@ -72,7 +72,11 @@ class KVStore:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """token_ids, positions: i64[N]; write_slots: i64[M], write_tokens: i64[M] the packed tokens they keep."""
+    """token_ids, positions: i64[N]; write_slots: i64[M], write_tokens: i64[M] the packed tokens they keep.
+
+    output_tokens: i64[P] packed tokens whose hidden states are wanted; None: all. The last layer computes no
+    others: keys and values are there before.
+    """
 
     token_ids: Tensor
     positions: Tensor
@@ -80,6 +84,7 @@ class Batch:
     store: KVStore | None = None
     write_slots: Tensor | None = None
     write_tokens: Tensor | None = None
+    output_tokens: Tensor | None = None
 
 
 def group_segments(segments: list[Segment], device: torch.device | str) -> tuple[AttentionGroup, ...]:

@@ -49,10 +49,15 @@ class Layer(nn.Module):
         self.mlp_norm = RMSNorm(shape.width, shape.norm_eps, wide=shape.wide_norm)
         self.mlp = GatedMLP(shape.width, shape.inner)
 
-    def forward(self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch, layer: int) -> Tensor:
+    def forward(
+        self, x: Tensor, cos: Tensor, sin: Tensor, batch: Batch, layer: int, kept: Tensor | None
+    ) -> Tensor:
+        """Return the states of all tokens, or of the `kept` ones alone."""
         query, key, value = self.attention.project(self.attention_norm(x), cos, sin)
-        attended = attend(query, key, value, batch, layer)
-        x = x + self.attention.out(attended.flatten(1))
+        attended = attend(query, key, value, batch, layer).flatten(1)
+        if kept is not None:
+            x, attended = x[kept], attended[kept]
+        x = x + self.attention.out(attended)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -85,7 +90,7 @@ class Decoder(nn.Module):
                 module.pack()
 
     def hidden(self, batch: Batch, trace: list[Tensor] | None = None) -> Tensor:
-        """Return the normed hidden states [N, width] of the packed tokens.
+        """Return the normed hidden states [P, width] of the batch's output tokens.
 
         trace: receives the input of each layer, then the normed output.
         """
@@ -94,7 +99,8 @@ class Decoder(nn.Module):
         for index, layer in enumerate(self.layers):
             if trace is not None:
                 trace.append(x)
-            x = layer(x, cos, sin, batch, index)
+            kept = batch.output_tokens if index == len(self.layers) - 1 else None
+            x = layer(x, cos, sin, batch, index, kept)
         x = self.norm(x)
         if trace is not None:
             trace.append(x)

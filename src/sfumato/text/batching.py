@@ -30,17 +30,18 @@ class FedRow:
 def make_batch(
     fed: Sequence[FedRow],
     *,
+    output_tokens: NDArray[np.int64],
     store: KVStore | None,
     page_size: int,
     mask_token_id: int,
     device: torch.device | str,
-) -> tuple[Batch, list[int]]:
-    """Pack rows into one batch; return it with the first packed token of each row.
+) -> Batch:
+    """Pack rows into one batch whose forward returns the hidden states of output_tokens, i64[P] packed.
 
     Rows with pages write their keys and values there and see the slots from position 0 to the end of each
     query's block; rows without see exactly themselves.
     """
-    tokens, positions, segments, starts = [], [], [], []
+    tokens, positions, segments = [], [], []
     write_slots: list[NDArray[np.int64]] = []
     write_tokens: list[NDArray[np.int64]] = []
     total = 0
@@ -48,7 +49,6 @@ def make_batch(
         row, length = item.row, item.row.end - item.row.start
         tokens.append(_input_ids(item, mask_token_id))
         positions.append(np.arange(row.start, row.end))
-        starts.append(total)
         if item.pages is None:
             segments.append(Segment(start=total, length=length, key_slots=None, visible_end=None))
         else:
@@ -64,15 +64,15 @@ def make_batch(
                 )
             )
         total += length
-    batch = Batch(
+    return Batch(
         token_ids=_tensor(tokens, device),
         positions=_tensor(positions, device),
         groups=group_segments(segments, device),
         store=store if write_slots else None,
         write_slots=_tensor(write_slots, device) if write_slots else None,
         write_tokens=_tensor(write_tokens, device) if write_tokens else None,
+        output_tokens=_tensor([output_tokens], device),
     )
-    return batch, starts
 
 
 def _input_ids(item: FedRow, mask_token_id: int) -> NDArray[np.int64]:

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from sfumato.core.plan import Decision, RowKind, RowResult, StepPlan, StepResult
+from sfumato.core.plan import Decision, Row, RowKind, RowResult, StepPlan, StepResult
 from sfumato.core.request import Request
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
@@ -47,6 +47,16 @@ class _Window:
     stop: int
     positions: NDArray[np.int64]
     offset: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Output:
+    """What a row needs back: tokens i64[P], packed; their states start at hidden_start."""
+
+    row: Row
+    tokens: NDArray[np.int64]
+    hidden_start: int
+    window: _Window | None
 
 
 class TextRunner:
@@ -104,22 +114,24 @@ class TextRunner:
             lease = live[row.request_id].lease
             pages = lease.pages if lease is not None and self._traits.has_exact_cache else None
             fed.append(FedRow(row=row, canvas=works[row.request_id].canvas, pages=pages))
-        batch, starts = make_batch(
+        outputs = _outputs(plan, works)
+        batch = make_batch(
             fed,
+            output_tokens=np.concatenate([output.tokens for output in outputs]),
             store=self._store,
             page_size=self._page_size,
             mask_token_id=self._traits.mask_token_id,
             device=self._model.device,
         )
         hidden = self._model.hidden(batch)
-        windows, readings = self._readings(plan, works, starts)
+        failures = _not_finite_hidden(outputs, hidden)
+        windows = [output.window for output in outputs if output.window is not None]
         decisions: dict[str, Decision] = {}
-        failures = _not_finite_hidden(plan, hidden, starts)
         if windows:
             packed = compute_statistics(
                 hidden,
                 self._model.head,
-                readings,
+                _readings(outputs),
                 vocab_size=self._traits.vocab_size,
                 chunk_bytes=self._chunk_bytes,
             )
@@ -131,43 +143,57 @@ class TextRunner:
             results.append(RowResult(row=row, decision=decision, error=failures.get(row.request_id)))
         return results
 
-    def _readings(
-        self, plan: StepPlan, works: Mapping[str, TextWork], starts: Sequence[int]
-    ) -> tuple[list[_Window], list[Reading]]:
-        guided = {
-            row.request_id: (row, start)
-            for row, start in zip(plan.rows, starts, strict=True)
-            if row.branch == "uncond"
-        }
-        windows: list[_Window] = []
-        readings: list[Reading] = []
-        offset = 0
-        for row, start in zip(plan.rows, starts, strict=True):
-            if not _is_decided_by(row.kind, row.branch):
-                continue
-            work = works[row.request_id]
-            window = _window(row.request_id, work, row.start, offset)
-            windows.append(window)
-            offset += len(window.positions)
-            guided_rows = None
-            if row.request_id in guided:
-                other, other_start = guided[row.request_id]
-                guided_rows = window.positions - other.start + other_start
-            readings.append(
-                Reading(
-                    positions=window.positions,
-                    hidden_rows=window.positions - row.start + start,
-                    sampling=work.spec.sampling,
-                    transform=work.transform,
-                    random_source=work.canvas.random_source,
-                    block=work.canvas.block_index,
-                    step=work.canvas.step,
-                    excluded_ids=work.excluded_ids,
-                    num_alternatives=work.spec.logprobs,
-                    guided_rows=guided_rows,
-                )
+
+def _outputs(plan: StepPlan, works: Mapping[str, TextWork]) -> list[_Output]:
+    """Return for each row the packed tokens whose hidden states are needed.
+
+    A denoise row reads its open positions. Of a row that only keeps keys and values, the last token tells
+    whether they are finite: it has seen all of them.
+    """
+    outputs: list[_Output] = []
+    windows: dict[str, _Window] = {}
+    start = hidden_start = num_read = 0
+    for row in plan.rows:
+        window = None
+        positions: NDArray[np.int64] = np.empty(0, dtype=np.int64)
+        if _is_decided_by(row.kind, row.branch):
+            window = _window(row.request_id, works[row.request_id], row.start, num_read)
+            windows[row.request_id] = window
+            num_read += len(window.positions)
+        if row.kind is RowKind.DENOISE:
+            positions = windows[row.request_id].positions
+        tokens = start + (positions if positions.size else np.asarray([row.end - 1])) - row.start
+        outputs.append(_Output(row, tokens, hidden_start, window))
+        start += row.end - row.start
+        hidden_start += len(tokens)
+    return outputs
+
+
+def _readings(outputs: Sequence[_Output]) -> list[Reading]:
+    """Return how each open window's logits are read; an unconditional branch is read with its window."""
+    guided = {output.row.request_id: output for output in outputs if output.row.branch == "uncond"}
+    readings: list[Reading] = []
+    for output in outputs:
+        window = output.window
+        if window is None:
+            continue
+        work, places = window.work, np.arange(len(window.positions))
+        other = guided.get(window.request_id)
+        readings.append(
+            Reading(
+                positions=window.positions,
+                hidden_rows=output.hidden_start + places,
+                sampling=work.spec.sampling,
+                transform=work.transform,
+                random_source=work.canvas.random_source,
+                block=work.canvas.block_index,
+                step=work.canvas.step,
+                excluded_ids=work.excluded_ids,
+                num_alternatives=work.spec.logprobs,
+                guided_rows=None if other is None else other.hidden_start + places,
             )
-        return windows, readings
+        )
+    return readings
 
 
 def _is_decided_by(kind: RowKind, branch: str) -> bool:
@@ -187,15 +213,16 @@ def _window(request_id: str, work: TextWork, first_fed: int, offset: int) -> _Wi
     return _Window(request_id, work, start, stop, start + np.flatnonzero(read), offset)
 
 
-def _not_finite_hidden(plan: StepPlan, hidden: Tensor, starts: Sequence[int]) -> dict[str, str]:
+def _not_finite_hidden(outputs: Sequence[_Output], hidden: Tensor) -> dict[str, str]:
     """Return a message for each request whose hidden states are not finite: its keys must not be shared."""
     if bool(hidden.isfinite().all()):
         return {}
     finite = hidden.isfinite().all(-1).cpu().numpy()
     return {
-        row.request_id: f"the model's hidden states are not finite in positions {row.start} to {row.end}"
-        for row, start in zip(plan.rows, starts, strict=True)
-        if not finite[start : start + row.end - row.start].all()
+        output.row.request_id: "the model's hidden states are not finite "
+        f"in positions {output.row.start} to {output.row.end}"
+        for output in outputs
+        if not finite[output.hidden_start : output.hidden_start + len(output.tokens)].all()
     }
 
 
