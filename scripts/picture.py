@@ -31,7 +31,7 @@ def main() -> None:
     for _, delta in engine.stream([{"role": "user", "content": QUESTION}], params):
         canvas.push(delta)
         step, usage = step + 1, delta.usage
-        console.print(Text(f"step {step:2d}  ", style="dim") + canvas.render())
+        console.print(Text.assemble((f"step {step:2d}  ", "dim"), canvas.render()))
     assert usage is not None
     console.print(
         Text(
