@@ -77,3 +77,14 @@ def test_sdar_in_one_batch_equals_the_naive_loop_without_a_cache() -> None:
         expected.append((naive.canvas.tolist(), naive.num_forwards))
     found = [(item.final_ids, item.usage.denoise_steps) for item in run(loaded, requests)]
     assert found == expected
+
+
+def test_llada_runs_all_its_steps_also_with_nothing_left_to_decide() -> None:
+    path = GOLDENS / "llada" / "checkpoints" / "llada-tiny-gqa"
+    algorithm = LLaDA(steps=40, is_reference=True)
+    (found,) = run(load_checkpoint(path), [asked([1, 2, 3], algorithm, CanvasEnd(), length=16, block=8)])
+    assert found.usage.denoise_steps == 40
+    plain = load_model(read_folder(str(path)), dtype=load_checkpoint(path).dtype, device="cpu", pack=False)
+    mask_id = load_checkpoint(path).traits.mask_token_id
+    naive = llada_generate(plain, [1, 2, 3], mask_id=mask_id, steps=16, gen_length=16, block_length=8)
+    assert found.final_ids == naive.canvas.tolist()
