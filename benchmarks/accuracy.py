@@ -32,14 +32,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.accuracy", description=__doc__)
     parser.add_argument("--models", default=",".join(embedded_models()))
     parser.add_argument("--share", type=float, default=1.0, help="of the questions")
+    parser.add_argument("--rules", default=",".join(RULES), help=f"of {', '.join(RULES)}")
     options = parser.parse_args()
+    rules = {rule: params for rule, params in RULES.items() if rule in options.rules.split(",")}
     torch.set_num_threads(1)
     table = Table(title="exact answers to held-out questions")
     for heading in ("model", "decoding", "task", "questions", "correct", "TPF", "tokens/s"):
         table.add_column(heading, justify="right")
     for model in options.models.split(","):
         engine = Engine.load(model, device="cpu", limits=Limits(max_running_requests=32))
-        for rule, params in RULES.items():
+        for rule, params in rules.items():
             for task, number in QUESTIONS.items():
                 examples = draw_held_out(task, int(number * options.share), SEED)
                 started = time.perf_counter()
