@@ -269,7 +269,8 @@ class Oscillating:
         done = view.step.new_tensor(
             [used >= row.budget for used, row in zip(spent, rows, strict=True)]
         ).bool()
-        everything = view.undecided | view.editable | True
+        # Pinned positions too: that they stay is the canvas's doing, not the algorithm's.
+        everything = view.undecided.new_ones(view.undecided.shape)
         return Outcome(transfer=everything, tokens=tokens, done=done, states=spent)
 
 
