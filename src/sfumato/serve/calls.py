@@ -1,17 +1,20 @@
-"""What chat and plain completions begin with: a parsed body becomes a call with its model and its seed."""
+"""What chat and plain completions share: a parsed body becomes a call, and a call becomes an answer."""
 
 from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any
 
-from fastapi import Request
+from fastapi import Request, Response
 
 from sfumato.engine.frontend import draw_seed
 from sfumato.serve.errors import unavailable
-from sfumato.serve.generation import Call
+from sfumato.serve.generation import Call, Collected, Generation, collect
 from sfumato.serve.registry import Registry
 from sfumato.serve.schema import ChatRequest, CompletionRequest
+from sfumato.serve.streams import CLIENT_GONE, ClientGone, EventStream, json_response, until_gone
 
 
 def open_call(request: Request, body: ChatRequest | CompletionRequest, *, prefix: str) -> Call:
@@ -28,3 +31,32 @@ def open_call(request: Request, body: ChatRequest | CompletionRequest, *, prefix
         params=body.params(seed),
         created=int(time.time()),
     )
+
+
+async def respond(
+    request: Request,
+    starting: Coroutine[Any, Any, Generation],
+    *,
+    chunks: Callable[[Generation], AsyncIterator[dict[str, Any]]] | None,
+    whole: Callable[[Generation, list[Collected]], dict[str, Any]],
+) -> Response:
+    """Start a call and answer it, by `chunks` as events or at once by `whole`; a client that left ends it."""
+    try:
+        if chunks is not None:
+            generation = await until_gone(request, starting)
+            return EventStream(chunks(generation), generation.close)
+        return json_response(await until_gone(request, _collected(starting, whole)))
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)
+
+
+async def _collected(
+    starting: Coroutine[Any, Any, Generation],
+    whole: Callable[[Generation, list[Collected]], dict[str, Any]],
+) -> dict[str, Any]:
+    generation = await starting
+    try:
+        finished = await collect(generation)
+    finally:
+        generation.close()
+    return whole(generation, finished)

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from sfumato.errors import RequestError
-from sfumato.serve.calls import open_call
+from sfumato.serve.calls import open_call, respond
 from sfumato.serve.errors import bad_request
-from sfumato.serve.generation import Call, Collected, Generation, Piece, canvas_field, collect
+from sfumato.serve.generation import Call, Collected, Generation, Piece, canvas_field
 from sfumato.serve.logprobs import chat_logprobs
 from sfumato.serve.schema import ChatRequest
-from sfumato.serve.streams import CLIENT_GONE, ClientGone, EventStream, json_response, until_gone
 
 router = APIRouter()
 
@@ -22,13 +22,12 @@ router = APIRouter()
 async def create(request: Request, body: ChatRequest) -> Response:
     """Answer a conversation."""
     call = open_call(request, body, prefix="chatcmpl")
-    try:
-        if body.stream:
-            generation = await until_gone(request, _start(request, call, body))
-            return EventStream(_chunks(call, body, generation), generation.close)
-        return json_response(await until_gone(request, _answer(request, call, body)))
-    except ClientGone:
-        return Response(status_code=CLIENT_GONE)
+    return await respond(
+        request,
+        _start(request, call, body),
+        chunks=partial(_chunks, call, body) if body.stream else None,
+        whole=partial(_whole, call, body),
+    )
 
 
 async def _start(request: Request, call: Call, body: ChatRequest) -> Generation:
@@ -40,12 +39,9 @@ async def _start(request: Request, call: Call, body: ChatRequest) -> Generation:
         raise bad_request(str(error), "messages" if error.field == "prompt" else error.field) from error
 
 
-async def _answer(request: Request, call: Call, body: ChatRequest) -> dict[str, Any]:
-    generation = await _start(request, call, body)
-    try:
-        finished = await collect(generation)
-    finally:
-        generation.close()
+def _whole(
+    call: Call, body: ChatRequest, generation: Generation, finished: list[Collected]
+) -> dict[str, Any]:
     choices = [_choice(call, body, index, choice) for index, choice in enumerate(finished)]
     return {**_header(call, body, "chat.completion"), "choices": choices, "usage": generation.usage()}
 

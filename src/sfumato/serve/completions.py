@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
-from sfumato.serve.calls import open_call
-from sfumato.serve.generation import Call, Collected, Generation, Piece, canvas_field, collect
+from sfumato.serve.calls import open_call, respond
+from sfumato.serve.generation import Call, Collected, Generation, Piece, canvas_field
 from sfumato.serve.logprobs import completion_logprobs
 from sfumato.serve.registry import ServedModel
 from sfumato.serve.schema import CompletionRequest
-from sfumato.serve.streams import CLIENT_GONE, ClientGone, EventStream, json_response, until_gone
 
 router = APIRouter()
 
@@ -22,13 +22,12 @@ router = APIRouter()
 async def create(request: Request, body: CompletionRequest) -> Response:
     """Continue one or more prompts."""
     call = open_call(request, body, prefix="cmpl")
-    try:
-        if body.stream:
-            generation = await until_gone(request, _start(request, call, body))
-            return EventStream(_chunks(call, body, generation), generation.close)
-        return json_response(await until_gone(request, _answer(request, call, body)))
-    except ClientGone:
-        return Response(status_code=CLIENT_GONE)
+    return await respond(
+        request,
+        _start(request, call, body),
+        chunks=partial(_chunks, call, body) if body.stream else None,
+        whole=partial(_whole, call, body),
+    )
 
 
 async def _start(request: Request, call: Call, body: CompletionRequest) -> Generation:
@@ -36,12 +35,9 @@ async def _start(request: Request, call: Call, body: CompletionRequest) -> Gener
     return await Generation.start(call, request.app.state.metrics, prompts)
 
 
-async def _answer(request: Request, call: Call, body: CompletionRequest) -> dict[str, Any]:
-    generation = await _start(request, call, body)
-    try:
-        finished = await collect(generation)
-    finally:
-        generation.close()
+def _whole(
+    call: Call, body: CompletionRequest, generation: Generation, finished: list[Collected]
+) -> dict[str, Any]:
     choices = [_choice(call, body, index, choice) for index, choice in enumerate(finished)]
     return {**call.header("text_completion"), "choices": choices, "usage": generation.usage()}
 
