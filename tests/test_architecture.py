@@ -10,8 +10,19 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "sfumato"
 
-# serve -> engine -> {text, image, parallel} -> {models, cache} -> core: imports go to lower floors only.
-FLOORS = {"serve": 4, "engine": 3, "text": 2, "image": 2, "parallel": 2, "models": 1, "cache": 1, "core": 0}
+# serve -> evaluation -> engine -> {text, image, parallel} -> {models, cache} -> core: imports go to lower
+# floors only.
+FLOORS = {
+    "serve": 5,
+    "evaluation": 4,
+    "engine": 3,
+    "text": 2,
+    "image": 2,
+    "parallel": 2,
+    "models": 1,
+    "cache": 1,
+    "core": 0,
+}
 
 # Files that stand beside the rooms: the configuration names limits and checkpoints, errors name nothing.
 TOP_LEVEL = {"config", "errors", "__init__"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import typer
 
 from sfumato.serve.commands.chat import chat
+from sfumato.serve.commands.evaluate import evaluate
 from sfumato.serve.commands.generate import generate
 from sfumato.serve.commands.models import models
 from sfumato.serve.commands.serve import serve
@@ -25,4 +26,5 @@ def build_program() -> typer.Typer:
     program.command("generate")(generate)
     program.command("chat")(chat)
     program.command("models")(models)
+    program.command("eval")(evaluate)
     return program
