@@ -30,14 +30,8 @@ def whole_canvas_logits(model: Decoder, canvas: Tensor, block_length: int | None
     store = slots = ends = None
     if block_length is not None:
         slots, ends = positions, (positions // block_length + 1) * block_length
-        shape = model.shape
         store = KVStore.allocate(
-            num_layers=shape.num_layers,
-            num_slots=length,
-            num_heads=shape.num_kv_heads,
-            head_dim=shape.head_dim,
-            dtype=model.dtype,
-            device=str(model.device),
+            shapes=model.shape.kv_shapes, num_slots=length, dtype=model.dtype, device=str(model.device)
         )
     segment = Segment(start=0, length=length, key_slots=slots, visible_end=ends)
     batch = Batch(

@@ -151,7 +151,7 @@ class Harness:
             self.outbox,
             store=None,
             page_size=self.page_size,
-            num_pages=self.num_pages if self.traits.has_exact_cache else 0,
+            num_pages=self.num_pages,
             limits=self.limits,
             chunk_bytes=1 << 20,
             clock=self.clock,

@@ -12,7 +12,7 @@ from sfumato.core.spec import Sampling
 from sfumato.core.traits import Visibility
 from sfumato.engine.limits import Limits
 from sfumato.text.decoding import registry
-from sfumato.text.decoding.protocol import Outcome, Statistics, Transform, View, parameter
+from sfumato.text.decoding.protocol import Algorithm, Outcome, Statistics, View, parameter
 from tests.fakes import COMMIT, DENOISE, MASK, PREFILL, Harness, TableModel, make_traits, rows, solo, steady
 
 
@@ -242,23 +242,13 @@ def test_12_the_last_step_of_a_cap_decides_what_is_left(algorithm: str) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Oscillating:
+class Oscillating(Algorithm):
     """Decides everything, then rewrites every editable position in each step until its budget is spent."""
 
     budget: int = parameter(6, "steps per block", minimum=1)
 
     is_monotone: ClassVar[bool] = False
     reads_decided: ClassVar[bool] = True
-
-    @property
-    def needs_uniform(self) -> bool:
-        return False
-
-    def transform(self, ends: tuple[int, ...], eot: int | None) -> Transform:
-        return Transform()
-
-    def check(self, *, block_length: int, num_blocks: int, is_bidirectional: bool) -> None:
-        pass
 
     @staticmethod
     def decide(
@@ -270,7 +260,7 @@ class Oscillating:
             [used >= row.budget for used, row in zip(spent, rows, strict=True)]
         ).bool()
         # Pinned positions too: that they stay is the canvas's doing, not the algorithm's.
-        everything = view.undecided.new_ones(view.undecided.shape)
+        everything = view.eligible.new_ones(view.eligible.shape)
         return Outcome(transfer=everything, tokens=tokens, done=done, states=spent)
 
 

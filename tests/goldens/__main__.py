@@ -1,7 +1,9 @@
 """Replay golden folders: `python -m tests.goldens FOLDER... [--kinds LIST] [--checkpoints GLOB]`.
 
-Prints a line per case and a last line `N passed, N failed, N skipped`; exit status 1 on any failure. What
---kinds and --checkpoints exclude is neither run nor counted; an unknown kind counts as failed.
+With --together SEED all cases of a checkpoint share one engine, submitted at random times; what runs no
+engine (logits, step functions) is left out. Prints a line per case and a last line
+`N passed, N failed, N skipped`; exit status 1 on any failure. What --kinds and --checkpoints exclude is
+neither run nor counted; an unknown kind counts as failed.
 """
 
 from __future__ import annotations
@@ -14,20 +16,66 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from sfumato.errors import SfumatoError
-from tests.goldens import llada, logits, sdar
+from tests.goldens import diffusion_gemma, dream, llada, llada2, logits, logits_cached, sdar, steps
 from tests.goldens.cases import Case, find_cases
+from tests.goldens.replay import Mismatch, Planned, joint_checkpoint, load_for, run
 
+# Cases that go through a model or an algorithm directly.
 REPLAYS: dict[str, Callable[[Case], None]] = {
     "logits_full": logits.replay_full,
     "logits_padded": logits.replay_padded,
-    "logits": logits.replay_block_causal,
-    "official_generate": llada.replay_official,
-    "official_generate_left_padded": llada.replay_official,
-    "fastdllm_generate": llada.replay_fast_dllm,
-    "dinfer_generate": llada.replay_fast_dllm,
-    "generate_sdar_greedy": sdar.replay_generate,
-    "generate_sdar_sample": sdar.replay_generate,
-    "generate_sglang_low_confidence": sdar.replay_sglang_low_confidence,
+    "logits": logits.replay_logits,
+    "logits_prefix_kv": logits_cached.replay_prefix,
+    "logits_dual_kv": logits_cached.replay_dual,
+    "logits_kv_append": logits_cached.replay_append,
+    "selection": steps.replay_selection,
+    "sglang_step_low_confidence": steps.replay_mask_steps,
+    "sglang_step_joint_threshold": steps.replay_mask_steps,
+    "sglang_step_joint_threshold_indel": steps.replay_mask_steps,
+    "sglang_step_gemma4_renoise": steps.replay_gemma_renoise,
+    "diffusers_block_refinement_step": steps.replay_mask_steps,
+    "diffusers_block_refinement_uniform_step": steps.replay_renoising_steps,
+    "diffusers_entropy_bound_step": steps.replay_renoising_steps,
+    "diffusers_discrete_ddim_step": steps.replay_renoising_steps,
+    "dinfer_ThresholdParallelDecoder": steps.replay_mask_steps,
+    "dinfer_HierarchyDecoder": steps.replay_mask_steps,
+    "dinfer_CreditThresholdParallelDecoder": steps.replay_mask_steps,
+}
+
+
+def plan_multi_block(case: Case) -> Planned:
+    """Plan d3LLM's multi-block decoding; both families call it so."""
+    plan = dream.plan_multi_block if "nfe" in case.content and "input_ids" in case.content else None
+    return (plan or llada.plan_d3llm_multi_block)(case)
+
+
+# Cases that are requests to an engine.
+PLANS: dict[str, Callable[[Case], Planned]] = {
+    "official_generate": llada.plan_official,
+    "official_generate_left_padded": llada.plan_official,
+    "fastdllm_generate": llada.plan_fast_dllm,
+    "fastdllm_prefix_cache": llada.plan_fast_dllm,
+    "fastdllm_dual_cache": llada.plan_fast_dllm,
+    "dinfer_generate": llada.plan_fast_dllm,
+    "dinfer_prefix_cache": llada.plan_fast_dllm,
+    "dinfer_dual_cache": llada.plan_fast_dllm,
+    "d3llm_generate": llada.plan_d3llm_generate,
+    "d3llm_multi_block": plan_multi_block,
+    "d3llm_multi_block_kv_cache": llada.plan_d3llm_multi_block,
+    "generate_sdar_greedy": sdar.plan_generate,
+    "generate_sdar_sample": sdar.plan_generate,
+    "generate_sglang_low_confidence": sdar.plan_sglang_low_confidence,
+    "generate_sglang_joint_threshold": llada2.plan_sglang_joint_threshold,
+    "generate_dinfer_threshold": llada2.plan_dinfer_threshold,
+    "generate_diffusers_block_refinement": llada2.plan_block_refinement,
+    "diffusion_generate": dream.plan_diffusion_generate,
+    "diffusion_generate_padded": dream.plan_diffusion_generate,
+    "fastdllm_block": dream.plan_fast_dllm,
+    "fastdllm_block_entropy": dream.plan_fast_dllm,
+    "d3llm_single_block": dream.plan_single_block,
+    "d3llm_multi_block_kv": dream.plan_multi_block,
+    "generate_transformers": diffusion_gemma.plan_transformers,
+    "generate_diffusers": diffusion_gemma.plan_diffusers,
 }
 
 SUPPORTED = Path(__file__).with_name("supported.txt")
@@ -43,23 +91,58 @@ def main(arguments: list[str] | None = None) -> int:
     passed = failed = 0
     for folder, kinds, checkpoints in selections:
         cases = [case for case in find_cases(folder) if _is_chosen(case, kinds, checkpoints)]
+        if options.together is not None:
+            cases = [case for case in cases if case.kind not in REPLAYS]
         if not cases:
             print(f"FAIL {folder}: no case was chosen")
             failed += 1
-        for case in cases:
-            problem = replay(case)
+        problems = (
+            replay_each(cases) if options.together is None else replay_together(cases, options.together)
+        )
+        for case, problem in problems:
             passed, failed = passed + (problem is None), failed + (problem is not None)
             print(f"PASS {case.name}" if problem is None else f"FAIL {case.name}: {problem}", flush=True)
     print(f"{passed} passed, {failed} failed, 0 skipped")
     return 1 if failed else 0
 
 
-def replay(case: Case) -> str | None:
-    """Replay one case; return what differs, or None."""
-    if case.kind not in REPLAYS:
-        return f"unknown kind {case.kind!r}"
-    try:
+def replay_each(cases: list[Case]) -> Iterator[tuple[Case, str | None]]:
+    """Replay each case alone; yield what differs, or None."""
+    for case in cases:
+        yield case, _problem(lambda case=case: _replay(case))  # type: ignore[misc]
+
+
+def _replay(case: Case) -> None:
+    if case.kind in REPLAYS:
         REPLAYS[case.kind](case)
+    elif case.kind in PLANS:
+        planned = PLANS[case.kind](case)
+        planned.verify(run(load_for(planned.checkpoint), planned.asked))
+    else:
+        raise Mismatch(f"unknown kind {case.kind!r}")
+
+
+def replay_together(cases: list[Case], seed: int) -> Iterator[tuple[Case, str | None]]:
+    """Submit all cases of a checkpoint to one engine at random times; yield what differs, or None."""
+    by_checkpoint: dict[Path, list[tuple[Case, Planned]]] = {}
+    for case in cases:
+        if case.kind not in PLANS:
+            yield case, f"unknown kind {case.kind!r}"
+            continue
+        planned = PLANS[case.kind](case)
+        by_checkpoint.setdefault(planned.checkpoint.path, []).append((case, planned))
+    for members in by_checkpoint.values():
+        loaded = load_for(joint_checkpoint([planned.checkpoint for _, planned in members]))
+        recordings = iter(run(loaded, [asked for _, planned in members for asked in planned.asked], seed))
+        for case, planned in members:
+            own = [next(recordings) for _ in planned.asked]
+            yield case, _problem(lambda planned=planned, own=own: planned.verify(own))  # type: ignore[misc]
+
+
+def _problem(act: Callable[[], None]) -> str | None:
+    """Run something; return what went wrong, or None."""
+    try:
+        act()
     except (AssertionError, SfumatoError) as error:
         return f"{type(error).__name__}: {error}"
     except Exception:  # one broken case must not hide the results of the others
@@ -73,6 +156,9 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--kinds", action="append", default=[], help="only these kinds, separated by commas")
     parser.add_argument(
         "--checkpoints", default="*", help="only cases whose checkpoint matches one of these patterns"
+    )
+    parser.add_argument(
+        "--together", type=int, metavar="SEED", help="all cases of a checkpoint in one engine at random times"
     )
     parser.add_argument(
         "--supported", action="store_true", help="replay what supported.txt lists, below each given folder"

@@ -5,13 +5,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from sfumato.core.traits import Visibility
+from sfumato.engine.build import Loaded
 from sfumato.models.batch import Batch, KVStore, Segment, group_segments
-from sfumato.models.decoder import Decoder
+from sfumato.models.language_model import LanguageModel
 from tests.goldens.cases import Case
-from tests.goldens.replay import Mismatch, load_checkpoint
+from tests.goldens.logits_gemma import replay_encoder_and_decoder
+from tests.goldens.replay import load_checkpoint
+from tests.goldens.tensors import expect_close, expect_recorded, named_layers
 
-# The READMEs' tolerances: LLaDA states 2e-3; SDAR's independent implementation stays within 2e-5.
+# The READMEs' tolerances. SDAR states none: its independent implementation stays within 2e-5.
 _LLADA_TOLERANCE = 2e-3
+_DREAM_TOLERANCE = 2e-4
 _BLOCK_CAUSAL_TOLERANCE = 1e-4
 
 
@@ -21,11 +26,11 @@ def replay_full(case: Case) -> None:
     loaded = load_checkpoint(case.checkpoint_path)
     ids = case.tensors["input_ids"] if "input_ids" in case.tensors else torch.tensor(case["input_ids"])
     trace: list[Tensor] = []
-    logits = _forward(loaded.model, list(ids.reshape(-1, ids.shape[-1])), trace)
-    _expect_close("logits", logits, case.tensors["logits"].flatten(0, -2), _LLADA_TOLERANCE)
+    logits = forward_rows(loaded.model, list(ids.reshape(-1, ids.shape[-1])), trace)
+    expect_close("logits", logits, case.tensors["logits"].flatten(0, -2), _LLADA_TOLERANCE)
     if "hidden_states" in case.tensors:
         for layer, hidden in enumerate(case.tensors["hidden_states"]):
-            _expect_close(f"hidden state {layer}", trace[layer], hidden.flatten(0, -2), _LLADA_TOLERANCE)
+            expect_close(f"hidden state {layer}", trace[layer], hidden.flatten(0, -2), _LLADA_TOLERANCE)
 
 
 @torch.inference_mode()
@@ -34,21 +39,22 @@ def replay_padded(case: Case) -> None:
     loaded = load_checkpoint(case.checkpoint_path)
     ids, mask = torch.tensor(case["input_ids"]), torch.tensor(case["attention_mask"]).bool()
     rows = [row[keep] for row, keep in zip(ids, mask, strict=True)]
-    _expect_close(
+    expect_close(
         "logits of the rows",
-        _forward(loaded.model, rows),
+        forward_rows(loaded.model, rows),
         case.tensors["logits_masked"][mask],
         _LLADA_TOLERANCE,
     )
-    _expect_close(
+    expect_close(
         "logits with the mask ignored",
-        _forward(loaded.model, list(ids)),
+        forward_rows(loaded.model, list(ids)),
         case.tensors["logits_mask_ignored"].flatten(0, -2),
         _LLADA_TOLERANCE,
     )
 
 
-def _forward(model: Decoder, rows: list[Tensor], trace: list[Tensor] | None = None) -> Tensor:
+def forward_rows(model: LanguageModel, rows: list[Tensor], trace: list[Tensor] | None = None) -> Tensor:
+    """Return the logits of rows that see exactly themselves, one after another."""
     starts = [sum(len(row) for row in rows[:index]) for index in range(len(rows))]
     segments = [
         Segment(start=start, length=len(row), key_slots=None, visible_end=None)
@@ -62,22 +68,37 @@ def _forward(model: Decoder, rows: list[Tensor], trace: list[Tensor] | None = No
     return model.head(model.hidden(batch, trace))
 
 
+def replay_logits(case: Case) -> None:
+    """Replay `logits`, which each family records in its own way."""
+    traits = load_checkpoint(case.checkpoint_path).traits
+    if traits.context_granularity == 1:
+        replay_encoder_and_decoder(case)
+    elif traits.visibility is Visibility.BIDIRECTIONAL:
+        _replay_bidirectional(case)
+    else:
+        _replay_block_causal(case)
+
+
 @torch.inference_mode()
-def replay_block_causal(case: Case) -> None:
-    """Replay `logits` of a block-causal model: one forward whose queries see to the end of their blocks."""
+def _replay_bidirectional(case: Case) -> None:
+    """Compare raw logits, not shifted; a padded batch is its rows."""
+    loaded = load_checkpoint(case.checkpoint_path)
+    ids, expected = torch.tensor(case["input_ids"]), case.tensors["logits"]
+    valid = case.tensors["valid"] if "valid" in case.tensors else torch.ones_like(ids, dtype=torch.bool)
+    rows = [row[keep] for row, keep in zip(ids, valid, strict=True)]
+    expect_close("logits", forward_rows(loaded.model, rows), expected[valid], _DREAM_TOLERANCE)
+
+
+@torch.inference_mode()
+def _replay_block_causal(case: Case) -> None:
+    """Compare one forward whose queries see to the end of their blocks."""
     block = case["params"]["block_size"]
     loaded = load_checkpoint(case.checkpoint_path, block_length=block)
-    model, traits = loaded.model, loaded.traits
     ids = case.tensors["input_ids"].long()
     length = len(ids)
     positions = torch.arange(length)
     store = KVStore.allocate(
-        num_layers=traits.num_layers,
-        num_slots=length,
-        num_heads=traits.num_kv_heads,
-        head_dim=traits.head_dim,
-        dtype=torch.float32,
-        device="cpu",
+        shapes=loaded.traits.layer_kv_shapes, num_slots=length, dtype=torch.float32, device="cpu"
     )
     ends = ((positions // block + 1) * block).clamp(max=length)
     segment = Segment(start=0, length=length, key_slots=positions, visible_end=ends)
@@ -90,20 +111,23 @@ def replay_block_causal(case: Case) -> None:
         write_tokens=positions,
     )
     trace: list[Tensor] = []
-    logits = model.head(model.hidden(batch, trace))
-    _expect_close("logits", logits, case.tensors["logits"], _BLOCK_CAUSAL_TOLERANCE)
-    for layer, hidden in enumerate(trace):
-        if f"hidden_{layer}" in case.tensors:
-            _expect_close(f"hidden {layer}", hidden, case.tensors[f"hidden_{layer}"], _BLOCK_CAUSAL_TOLERANCE)
-    for name, kept in (("k", store.keys[0]), ("v", store.values[0])):
-        if f"kv_layer0_{name}" in case.tensors:
-            expected = case.tensors[f"kv_layer0_{name}"].transpose(0, 1)
-            _expect_close(f"layer 0 {name}", kept, expected, _BLOCK_CAUSAL_TOLERANCE)
+    found = {"logits": loaded.model.head(loaded.model.hidden(batch, trace)), **named_layers(store, length)}
+    found |= {f"hidden_{layer}": hidden for layer, hidden in enumerate(trace)}
+    if "layer1_mlp_input" in case.tensors:
+        found |= _run_experts(case, loaded)
+    expect_recorded(case, found, _BLOCK_CAUSAL_TOLERANCE, given=("input_ids", "layer1_mlp_input"))
 
 
-def _expect_close(what: str, found: Tensor, expected: Tensor, tolerance: float) -> None:
-    if found.shape != expected.shape:
-        raise Mismatch(f"{what}: shape {list(found.shape)}, expected {list(expected.shape)}")
-    worst = float((found.float() - expected.float()).abs().max())
-    if not worst <= tolerance:
-        raise Mismatch(f"{what}: off by {worst:.2e}, allowed {tolerance:.0e}")
+def _run_experts(case: Case, loaded: Loaded) -> dict[str, Tensor]:
+    """Run the first layer with experts on its recorded input; each token's experts in the recorded order."""
+    mlp = loaded.model.get_submodule("layers.1.mlp")
+    given, expected = case.tensors["layer1_mlp_input"], case.tensors["layer1_topk_idx"]
+    chosen, weights = mlp.router(given)
+    # The order of a token's experts means nothing, so ours follow theirs where they are the same.
+    order, back = chosen.argsort(-1), expected.argsort(-1).argsort(-1)
+    return {
+        "layer1_router_logits": mlp.router.logits(given),
+        "layer1_topk_idx": chosen.gather(-1, order).gather(-1, back),
+        "layer1_topk_weight": weights.gather(-1, order).gather(-1, back),
+        "layer1_mlp_output": mlp(given),
+    }

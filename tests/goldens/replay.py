@@ -1,25 +1,34 @@
-"""Runs a case's requests through an engine, step by step, and keeps the canvas after each denoise step."""
+"""Runs the requests of one or more cases through an engine and keeps the canvas after each denoise step."""
 
 from __future__ import annotations
 
+import math
+import random
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.config import EngineConfig
 from sfumato.core.messages import FinishReason, Usage
+from sfumato.core.plan import Decision, Row
 from sfumato.core.request import Work
 from sfumato.core.spec import Decoding, Sampling, TextSpec
 from sfumato.engine.build import Loaded, load
 from sfumato.engine.engine import Engine
+from sfumato.text.canvas import Canvas
 from sfumato.text.door import Replay
+from sfumato.text.walk import Round, Walk
 from sfumato.text.work import TextWork
 
-# Pages for the longest canvas of any case, in bytes.
+# Pages for the canvases of all cases of a checkpoint, in bytes.
 _KV_BYTES = 64 << 20
+# Of requests that arrive at random times, about one in so many turns.
+_TURNS_PER_ARRIVAL = 3
 
 
 class Mismatch(AssertionError):
@@ -28,17 +37,28 @@ class Mismatch(AssertionError):
 
 @dataclass
 class Recording:
-    """What one request did: i64 canvases after each denoise step, the tokens it output, how it ended."""
+    """What one request did: i64 canvases after each denoise step, the tokens it output, how it ended.
+
+    work: the request's work. num_encoded: rows that computed keys of tokens which were known or committed.
+    """
 
     canvases: list[NDArray[np.int64]] = field(default_factory=list)
     output_ids: list[int] = field(default_factory=list)
     finish_reason: FinishReason | None = None
-    usage: Usage = Usage()
+    work: TextWork | None = None
+    num_encoded: int = 0
+
+    @property
+    def usage(self) -> Usage:
+        """Return what the request cost."""
+        assert self.work is not None
+        return self.work.usage()
 
     @property
     def final_ids(self) -> list[int]:
         """Return the last canvas."""
-        return [int(token) for token in self.canvases[-1]]
+        assert self.work is not None
+        return [int(token) for token in self.work.canvas.token_ids]
 
 
 @dataclass(frozen=True)
@@ -47,6 +67,25 @@ class Asked:
 
     spec: TextSpec
     replay: Replay
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What an engine must be started with; None leaves the checkpoint's own value."""
+
+    path: Path
+    block_length: int | None = None
+    mask_token_id: int | None = None
+    eot_token_id: int | None = None
+
+
+@dataclass(frozen=True)
+class Planned:
+    """The requests of a case, and how their recordings are verified (raises Mismatch)."""
+
+    checkpoint: Checkpoint
+    asked: list[Asked]
+    verify: Callable[[list[Recording]], None]
 
 
 @lru_cache(maxsize=8)
@@ -70,55 +109,122 @@ def load_checkpoint(
     )
 
 
-def make_spec(prompt_ids: list[int], *, max_tokens: int, block_length: int, sampling: Sampling) -> TextSpec:
-    """Return a spec whose decoding and ends are the replay's."""
+def load_for(checkpoint: Checkpoint) -> Loaded:
+    """Load what a case needs."""
+    return load_checkpoint(
+        checkpoint.path, checkpoint.block_length, checkpoint.mask_token_id, checkpoint.eot_token_id
+    )
+
+
+def joint_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
+    """Return what serves all of them: their blocks must be whole numbers of its blocks, which are pages."""
+    lengths = [checkpoint.block_length for checkpoint in checkpoints if checkpoint.block_length is not None]
+    masks = {checkpoint.mask_token_id for checkpoint in checkpoints}
+    ends = {checkpoint.eot_token_id for checkpoint in checkpoints if checkpoint.eot_token_id is not None}
+    assert len(masks) == 1, f"cases of one checkpoint name the mask ids {masks}"
+    return Checkpoint(
+        checkpoints[0].path,
+        math.gcd(*lengths) if lengths else None,
+        masks.pop(),
+        ends.pop() if ends else None,
+    )
+
+
+def make_spec(
+    prompt_ids: list[int],
+    *,
+    max_tokens: int,
+    block_length: int,
+    sampling: Sampling | None = None,
+    infill: tuple[int | None, ...] | None = None,
+) -> TextSpec:
+    """Return a spec whose decoding and ends are the replay's; infill makes the canvas exactly as long."""
     return TextSpec(
         prompt_ids=tuple(prompt_ids),
         max_tokens=max_tokens,
         block_length=block_length,
         decoding=Decoding(algorithm="replayed"),
-        sampling=sampling,
+        sampling=sampling or Sampling(),
+        infill=infill,
     )
 
 
-def run(loaded: Loaded, asked: list[Asked]) -> list[Recording]:
-    """Run all requests together in one engine."""
+class RecordingWalk:
+    """Keeps the canvas after each decision, before the walk goes on."""
+
+    def __init__(self, inner: Walk, recording: Recording) -> None:
+        self._inner = inner
+        self._recording = recording
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def next_round(self, canvas: Canvas) -> Round | None:
+        """Pass on."""
+        return self._inner.next_round(canvas)
+
+    def settle(self, canvas: Canvas, decision: Decision, chosen: NDArray[np.int64]) -> bool:
+        """Record and pass on."""
+        self._recording.canvases.append(canvas.token_ids.copy())
+        return self._inner.settle(canvas, decision, chosen)
+
+
+def run(loaded: Loaded, asked: list[Asked], seed: int | None = None) -> list[Recording]:
+    """Run all requests in one engine: all at once, or at random times that the seed decides."""
     engine = Engine.from_loaded(loaded)
-    ids = [engine.add_request((), spec=item.spec, replay=item.replay) for item in asked]
-    recordings = {request_id: Recording() for request_id in ids}
-    works: dict[str, Work] = {}
+    recordings = [Recording() for _ in asked]
+    by_id: dict[str, Recording] = {}
     make_work = engine.loop.make_work
 
     def keep_work(request_id: str, spec: TextSpec) -> Work:
-        works[request_id] = make_work(request_id, spec)
-        return works[request_id]
+        work = make_work(request_id, spec)
+        assert isinstance(work, TextWork)
+        recording = by_id[request_id]
+        recording.work = work
+        work.walk = RecordingWalk(work.walk, recording)  # type: ignore[assignment]
+        note = work.context.note
+
+        def count(row: Row) -> None:
+            recording.num_encoded += 1
+            note(row)
+
+        work.context.note = count  # type: ignore[method-assign]
+        return work
 
     engine.loop.make_work = keep_work
-    while engine.has_work:
+    rng = random.Random(seed)
+    waiting = list(zip(asked, recordings, strict=True))
+    rng.shuffle(waiting) if seed is not None else waiting.reverse()
+    while waiting or engine.has_work:
+        while waiting and (seed is None or not engine.has_work or rng.random() * _TURNS_PER_ARRIVAL < 1):
+            item, recording = waiting.pop()
+            request_id = f"case-{len(waiting)}"
+            by_id[request_id] = recording
+            engine.add_request((), request_id=request_id, spec=item.spec, replay=item.replay)
         for turn in engine.step():
+            for refusal in turn.refusals:
+                raise Mismatch(f"refused: {refusal.message}")
             for output in turn.outputs:
-                recording = recordings[output.request_id]
+                recording = by_id[output.request_id]
                 recording.output_ids.extend(output.token_ids)
                 recording.finish_reason = output.finish_reason
                 if output.error is not None:
                     raise Mismatch(output.error)
-        for request_id, work in works.items():
-            _note(recordings[request_id], work)
         engine.loop.scheduler.check()
-    return [recordings[request_id] for request_id in ids]
-
-
-def _note(recording: Recording, work: Work) -> None:
-    assert isinstance(work, TextWork)
-    recording.usage = work.usage()
-    if recording.usage.denoise_steps > len(recording.canvases):
-        recording.canvases.append(work.canvas.token_ids.copy())
+    return recordings
 
 
 def expect_equal(what: str, found: object, expected: object) -> None:
     """Raise Mismatch with both values."""
     if found != expected:
         raise Mismatch(f"{what}: found {_short(found)}, expected {_short(expected)}")
+
+
+def expect_canvases(row: str, recording: Recording, expected: list[list[int]]) -> None:
+    """Raise Mismatch at the first step whose canvas differs, or where there are more or fewer steps."""
+    for step, (found, wanted) in enumerate(zip(recording.canvases, expected, strict=False)):
+        expect_equal(f"{row}step {step}: canvas", found.tolist(), wanted)
+    expect_equal(f"{row}forwards", len(recording.canvases), len(expected))
 
 
 def _short(value: object) -> str:

@@ -19,6 +19,16 @@ class ArgmaxSource:
         """Return zeros f32[M]; nothing that is replayed with this source asks for them."""
         return np.zeros(len(positions), dtype=np.float32)
 
+    def vocabulary(
+        self, block: int, step: int, positions: NDArray[np.int64], vocab_size: int
+    ) -> NDArray[np.int64]:
+        """Return zeros i64[M]; nothing that is replayed with this source asks for them."""
+        return np.zeros(len(positions), dtype=np.int64)
+
+    def routes(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Return None."""
+        return None
+
     def tokens(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
         """Return None."""
         return None
@@ -49,7 +59,7 @@ class RecordedOrder(ArgmaxSource):
         return drawn
 
 
-class TorchSource:
+class TorchSource(ArgmaxSource):
     """torch.rand in the order of ML-GSAI/LLaDA: per step float64 [B, L, V], then float32 [B, L] if asked for.
 
     row: of the batch. padding: positions of the row in front of its prompt.

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from benchmarks.naive import whole_canvas_logits
-from sfumato.models.folder import read_folder
-from sfumato.models.weights import load_model
+from tests.models.checkpoints import DREAM, SDAR_MOE, load, write
 
 LENGTH = 22
 
@@ -38,10 +35,7 @@ def ours(
     path: Path, config: dict[str, Any], weights: dict[str, Tensor], ids: Tensor, block: int | None
 ) -> Tensor:
     """Save a checkpoint, load it as a user would, and return its logits."""
-    path.mkdir(exist_ok=True)
-    (path / "config.json").write_text(json.dumps(config))
-    save_file({name: tensor.contiguous() for name, tensor in weights.items()}, path / "model.safetensors")
-    model = load_model(read_folder(str(path)), dtype=torch.float32, device="cpu")
+    model = load(write(path, config, weights))
     with torch.inference_mode():
         return whole_canvas_logits(model, ids, block)
 
@@ -80,6 +74,70 @@ def test_sdar_is_qwen3_with_a_block_causal_mask(
         "eos_token_id": 88,
     }
     found = ours(tmp_path, config, dict(reference.state_dict()), ids, block)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("is_normalised", [False, True])
+@pytest.mark.parametrize(
+    ("num_experts", "num_chosen", "step", "dense"), [(6, 2, 1, []), (5, 5, 1, [0]), (8, 1, 2, [])]
+)
+def test_sdar_moe_is_qwen3_moe_with_a_block_causal_mask(
+    tmp_path: Path,
+    kv_heads: int,
+    is_normalised: bool,
+    num_experts: int,
+    num_chosen: int,
+    step: int,
+    dense: list[int],
+) -> None:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    shape = SDAR_MOE | {
+        "num_key_value_heads": kv_heads,
+        "num_experts": num_experts,
+        "num_experts_per_tok": num_chosen,
+        "norm_topk_prob": is_normalised,
+        "decoder_sparse_step": step,
+        "mlp_only_layers": dense,
+    }
+    known = {name: value for name, value in shape.items() if name not in ("architectures", "block_size")}
+    reference = Qwen3MoeForCausalLM(Qwen3MoeConfig(**known, tie_word_embeddings=False)).eval()
+    randomise(reference)
+    weights = {}
+    for name, tensor in reference.state_dict().items():
+        # This version stacks what checkpoints keep apart.
+        if name.endswith("experts.gate_up_proj"):
+            for expert, both in enumerate(tensor):
+                gate, up = both.chunk(2)
+                stem = name.replace("gate_up_proj", str(expert))
+                weights |= {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up}
+        elif name.endswith("experts.down_proj"):
+            for expert, down in enumerate(tensor):
+                weights[f"{name.replace('down_proj', str(expert))}.down_proj.weight"] = down
+        else:
+            weights[name] = tensor
+    ids = torch.randint(0, 89, (LENGTH,), generator=torch.Generator().manual_seed(5))
+    blocks = torch.arange(LENGTH) // 4
+    expected = theirs(reference, ids, blocks[None, :] <= blocks[:, None])
+    torch.testing.assert_close(ours(tmp_path, shape, weights, ids, 4), expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 1), (4, 2), (4, 4), (8, 2), (2, 1)])
+@pytest.mark.parametrize("newer", [False, True])
+def test_dream_is_qwen2_that_sees_everything(tmp_path: Path, heads: int, kv_heads: int, newer: bool) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = DREAM | {"num_attention_heads": heads, "num_key_value_heads": kv_heads, "rope_theta": 1e6}
+    ignored = ("architectures", "use_mrope", "rope_scaling")
+    known = {name: value for name, value in shape.items() if name not in ignored}
+    reference = Qwen2ForCausalLM(Qwen2Config(**known)).eval()
+    randomise(reference)
+    ids = torch.randint(0, 89, (LENGTH,), generator=torch.Generator().manual_seed(6))
+    expected = theirs(reference, ids, torch.ones(LENGTH, LENGTH, dtype=torch.bool))
+    if newer:
+        shape |= {"rope_theta": None, "rope_parameters": {"rope_theta": 1e6, "rope_type": "default"}}
+    found = ours(tmp_path, shape, dict(reference.state_dict()), ids, None)
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 

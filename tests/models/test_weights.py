@@ -14,18 +14,48 @@ from safetensors.torch import load_file, save_file
 from sfumato.errors import CheckpointError, ConfigError
 from sfumato.models.folder import Overrides, embedded_models, read_folder
 from sfumato.models.weights import build_on_meta, count_parameters, load_model, resolve_dtype
-from tests.goldens.logits import _forward
+from tests.goldens.logits import forward_rows
 
 GOLDENS = Path(__file__).resolve().parent.parent / "data" / "goldens"
 LLADA = GOLDENS / "llada" / "checkpoints" / "llada-tiny-mha"
 SDAR = GOLDENS / "sdar" / "checkpoints" / "sdar-tiny"
 
-# The fields of the published LLaDA-8B-Instruct and SDAR-4B-Chat that decide names and sizes.
+# Fields of published files that decide names and sizes: LLaDA-8B-Instruct, Dream-7B, LLaDA2.0, SDAR-4B-Chat.
 LLADA_8B: dict[str, Any] = {
     "architectures": ["LLaDAModelLM"], "d_model": 4096, "n_layers": 32, "n_heads": 32, "n_kv_heads": 32,
     "mlp_hidden_size": 12288, "vocab_size": 126464, "embedding_size": 126464, "rope_theta": 500000.0,
     "rms_norm_eps": 1e-5, "max_sequence_length": 4096, "mask_token_id": 126336, "eos_token_id": 126081,
     "activation_type": "silu", "block_type": "llama", "layer_norm_type": "rms", "weight_tying": False,
+}  # fmt: skip
+DREAM_7B: dict[str, Any] = {
+    "architectures": ["DreamModel"], "hidden_size": 3584, "num_hidden_layers": 28, "num_attention_heads": 28,
+    "num_key_value_heads": 4, "intermediate_size": 18944, "vocab_size": 152064, "rope_theta": 1000000.0,
+    "rms_norm_eps": 1e-6, "max_position_embeddings": 131072, "mask_token_id": 151666, "eos_token_id": 151643,
+    "hidden_act": "silu", "rope_scaling": None, "use_mrope": False, "use_sliding_window": False,
+    "tie_word_embeddings": False, "max_window_layers": 28, "sliding_window": None,
+}  # fmt: skip
+LLADA2_MINI: dict[str, Any] = {
+    "architectures": ["LLaDA2MoeModelLM"], "hidden_size": 2048, "num_hidden_layers": 20, "head_dim": 128,
+    "num_attention_heads": 16, "num_key_value_heads": 4, "intermediate_size": 5120, "vocab_size": 157184,
+    "first_k_dense_replace": 1, "hidden_act": "silu", "max_position_embeddings": 16384,
+    "moe_intermediate_size": 512, "num_experts": 256, "num_experts_per_tok": 8, "num_shared_experts": 1,
+    "n_group": 8, "topk_group": 4, "routed_scaling_factor": 2.5, "norm_topk_prob": True,
+    "score_function": "sigmoid", "router_dtype": "fp32", "moe_router_enable_expert_bias": True,
+    "rope_theta": 600000, "rope_scaling": None, "rotary_dim": 64, "partial_rotary_factor": 0.5,
+    "rms_norm_eps": 1e-6, "use_rmsnorm": True, "use_bias": False, "use_qkv_bias": False, "norm_head": False,
+    "norm_softmax": False, "tie_word_embeddings": False, "use_sliding_window": False, "pad_token_id": 156892,
+    "using_split_qkv_in_self_attention": False, "max_window_layers": 28,
+}  # fmt: skip
+LLADA2_FLASH = LLADA2_MINI | {
+    "hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 9216,
+    "moe_intermediate_size": 1024,
+}  # fmt: skip
+# Images are tokens behind the words'; text needs no more than a wider vocabulary.
+LLADA2_UNI = {
+    name: value for name, value in LLADA2_MINI.items() if name not in ("rotary_dim", "norm_topk_prob")
+} | {
+    "vocab_size": 173568, "max_position_embeddings": 8192, "use_qk_norm": True, "image_token_offset": 157184,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 600000, "partial_rotary_factor": 0.5},
 }  # fmt: skip
 SDAR_4B: dict[str, Any] = {
     "architectures": ["SDARForCausalLM"], "hidden_size": 2560, "num_hidden_layers": 36, "head_dim": 128,
@@ -34,11 +64,23 @@ SDAR_4B: dict[str, Any] = {
     "attention_bias": False, "tie_word_embeddings": False, "hidden_act": "silu", "rope_scaling": None,
 }  # fmt: skip
 
+LLADA2_NAMES = (
+    "model.layers.0.mlp.up_proj.weight",
+    "model.layers.1.mlp.gate.expert_bias",
+    "model.layers.19.mlp.experts.255.down_proj.weight",
+    "model.layers.19.mlp.shared_experts.gate_proj.weight",
+    "model.layers.19.attention.query_key_value.weight",
+)
+
 
 @pytest.mark.parametrize(
     ("config", "billions", "names"),
     [
         (LLADA_8B, 8.0, ("model.transformer.blocks.31.up_proj.weight", "model.transformer.ff_out.weight")),
+        (DREAM_7B, 7.6, ("model.layers.27.self_attn.v_proj.bias", "lm_head.weight")),
+        (LLADA2_MINI, 16.3, LLADA2_NAMES),
+        (LLADA2_FLASH, 102.9, LLADA2_NAMES),
+        (LLADA2_UNI, 16.3, LLADA2_NAMES),
         (SDAR_4B, 4.4, ("model.layers.35.self_attn.q_norm.weight", "lm_head.weight")),
     ],
 )
@@ -178,7 +220,7 @@ def test_shards_give_the_same_model(copy: Path) -> None:
     index = {"weight_map": {name: file for file, members in shards.items() for name in members}}
     (copy / "model.safetensors.index.json").write_text(json.dumps(index))
     ids = [torch.arange(9)]
-    assert torch.equal(_forward(whole, ids), _forward(load(copy), ids))
+    assert torch.equal(forward_rows(whole, ids), forward_rows(load(copy), ids))
     (copy / "b.safetensors").unlink()
     with pytest.raises(CheckpointError, match=r"b\.safetensors"):
         load(copy)
@@ -191,7 +233,7 @@ def test_packed_and_plain_weights_agree(path: Path) -> None:
     for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 0.5)):
         packed = load_model(folder, dtype=dtype, device="cpu")
         plain = load_model(folder, dtype=dtype, device="cpu", pack=False)
-        difference = (_forward(packed, ids).float() - _forward(plain, ids).float()).abs().max()
+        difference = (forward_rows(packed, ids).float() - forward_rows(plain, ids).float()).abs().max()
         assert float(difference) <= tolerance
         assert packed.dtype == dtype
 
@@ -208,6 +250,8 @@ def test_tied_heads_share_the_embedding(tmp_path: Path) -> None:
 def test_dtypes() -> None:
     assert resolve_dtype("auto", {"torch_dtype": "bfloat16"}) is torch.bfloat16
     assert resolve_dtype("auto", {}) is torch.float32
+    assert resolve_dtype("auto", {"dtype": "float16", "text_config": {"dtype": "bfloat16"}}) is torch.float16
+    assert resolve_dtype("auto", {"text_config": {"dtype": "bfloat16"}}) is torch.bfloat16
     with pytest.raises(CheckpointError, match="int4"):
         resolve_dtype("int4", {})
 

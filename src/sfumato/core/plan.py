@@ -37,6 +37,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     """A span of one request in one forward.
 
     start, end: canvas positions that are fed. branch: "cond", or "uncond" under guidance.
+    slot: first slot of the request's page table that takes their keys; None: the row sees itself alone.
+    visible: how many slots all of its queries see; None: as the model's attention says.
     key: rows of one forward share it.
     """
 
@@ -45,6 +47,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     start: int
     end: int
     branch: str = "cond"
+    slot: int | None = None
+    visible: int | None = None
     key: str = "text"
     cost: Cost = Cost()
 
@@ -76,6 +80,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     """What a denoise row decided, as numpy arrays over the window [start, start + W) of the canvas.
 
     tokens: i64[W], the best guess of each position. transfer: bool[W], positions that take their token now.
+    renoised: i64[W], tokens that the undecided positions show from now on; None leaves them as they are.
     confidence: f32[W]. logprob: f32[W] and alternatives (ids i64[W, K], values f32[W, K]) if asked for.
     done: the algorithm ends the block here although positions may be undecided (None: when all are decided).
     state: the algorithm's state after this step.
@@ -85,6 +90,7 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     tokens: Any
     transfer: Any
     confidence: Any
+    renoised: Any = None
     logprob: Any = None
     top_ids: Any = None
     top_logprobs: Any = None

@@ -26,6 +26,12 @@ class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
 
     block_length is a default in tokens; a request may choose another where `fixed_block_length` is false.
     `default_algorithm` and `default_parameters` are the family's, before an operator's and a request's.
+    shifts_logits: the hidden state at position i predicts the token at i + 1.
+    kv_shapes: (key-value heads, head width) of each layer; empty: num_kv_heads and head_dim in all of them.
+    window: tokens that a query of a sliding layer sees, itself included; None: there are no sliding layers.
+    context_granularity: 0: the context is cached in whole blocks; 1: causally, token by token, by a separate
+    encoding pass. has_mask_token: if not, a canvas starts with random tokens and mask_token_id is -1.
+    has_self_conditioning: a forward takes the expected embeddings under the canvas's step before.
     """
 
     family: str
@@ -45,12 +51,23 @@ class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
     default_parameters: dict[str, object] = {}
     default_max_tokens: int | None = None
     fixed_block_length: bool = False
+    shifts_logits: bool = False
+    kv_shapes: tuple[tuple[int, int], ...] = ()
+    window: int | None = None
+    context_granularity: int = 0
+    has_mask_token: bool = True
+    has_self_conditioning: bool = False
 
     @property
     def has_exact_cache(self) -> bool:
         """Whether keys and values of committed tokens never change, so that they may be kept and shared."""
         return self.visibility is Visibility.BLOCK_CAUSAL
 
+    @property
+    def layer_kv_shapes(self) -> tuple[tuple[int, int], ...]:
+        """Return (key-value heads, head width) of each layer."""
+        return self.kv_shapes or ((self.num_kv_heads, self.head_dim),) * self.num_layers
+
     def kv_bytes_per_token(self, dtype_size: int) -> int:
         """Return the bytes of keys and values that one cached token takes over all layers."""
-        return 2 * self.num_layers * self.num_kv_heads * self.head_dim * dtype_size
+        return 2 * dtype_size * sum(heads * width for heads, width in self.layer_kv_shapes)

@@ -21,8 +21,8 @@ from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.sync import Alone
 from sfumato.errors import ConfigError
 from sfumato.models.batch import KVStore
-from sfumato.models.decoder import Decoder
 from sfumato.models.folder import Folder, read_folder
+from sfumato.models.language_model import LanguageModel
 from sfumato.models.weights import ProgressCallback, load_model, resolve_dtype
 from sfumato.text.decoding.registry import make_algorithm
 from sfumato.text.door import TextDoor
@@ -31,6 +31,8 @@ from sfumato.text.runner import TextModel, TextRunner
 # KV memory that an engine takes by itself: this share of a CPU's memory, of a GPU's free memory.
 _CPU_SHARE = 0.1
 _GPU_SHARE = 0.85
+# Tokens per page where the context is cached token by token: a prefix is shared by whole pages.
+_CAUSAL_PAGE = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +42,7 @@ class Loaded:
     config: EngineConfig
     folder: Folder
     traits: ModelTraits
-    model: Decoder
+    model: LanguageModel
     dtype: torch.dtype
     device: str
 
@@ -82,22 +84,19 @@ def operator_defaults(config: EngineConfig, traits: ModelTraits) -> ModelTraits:
 def build_loop(loaded: Loaded, inbox: Inbox, outbox: Outbox) -> tuple[EngineLoop, TextDoor]:
     """Join a loaded model with pages, scheduler, runner and loop."""
     config, traits = loaded.config, loaded.traits
-    page_size = config.page_size or traits.block_length
-    if traits.has_exact_cache and traits.block_length % page_size:
+    is_causal = traits.context_granularity == 1
+    page_size = config.page_size or (_CAUSAL_PAGE if is_causal else traits.block_length)
+    if traits.has_exact_cache and not is_causal and traits.block_length % page_size:
         raise ConfigError(
             f"--page-size {page_size} does not divide the model's block length {traits.block_length}"
         )
-    num_pages = _num_pages(loaded, page_size) if traits.has_exact_cache else 0
-    store = None
-    if num_pages:
-        store = KVStore.allocate(
-            num_layers=traits.num_layers,
-            num_slots=num_pages * page_size,
-            num_heads=traits.num_kv_heads,
-            head_dim=traits.head_dim,
-            dtype=loaded.dtype,
-            device=loaded.device,
-        )
+    num_pages = _num_pages(loaded, page_size)
+    store = KVStore.allocate(
+        shapes=traits.layer_kv_shapes,
+        num_slots=num_pages * page_size,
+        dtype=loaded.dtype,
+        device=loaded.device,
+    )
     return assemble(
         loaded.model,
         traits,

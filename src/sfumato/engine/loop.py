@@ -21,7 +21,7 @@ from sfumato.core.messages import (
     Submit,
     Turn,
 )
-from sfumato.core.plan import RowKind, RowResult, StepPlan, StepResult
+from sfumato.core.plan import RowResult, StepPlan, StepResult
 from sfumato.core.protocols import Inbox, Outbox, Runner, Sync, WorkFactory
 from sfumato.core.request import Progress, Request, Status
 from sfumato.engine.scheduler import Scheduler
@@ -201,8 +201,9 @@ class EngineLoop:
             if errors:
                 self._end(request_id, FinishReason.ERROR, error=f"request {request_id}: {errors[0]}")
                 continue
+            cached_len = request.work.cached_len()
             progress = request.work.advance(rows)
-            if any(row.row.kind is not RowKind.DENOISE for row in rows):
+            if request.work.cached_len() > cached_len:
                 self.scheduler.share(request)
             if progress.finish_reason is not None:
                 self._end(request_id, progress.finish_reason, progress=progress)

@@ -9,34 +9,60 @@ from torch import Tensor
 from sfumato.models.batch import AttentionGroup, Batch
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor, batch: Batch, layer: int) -> Tensor:
+def attend(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Batch,
+    layer: int,
+    *,
+    windowed: bool = False,
+    scale: float | None = None,
+) -> Tensor:
     """Write this forward's keys and values to the pool, then let each query see its slots.
 
     query: [N, H, D]; key, value: [N, K, D], rotated. Returns [N, H, D]. Changes the layer's store in place.
-    Query head h uses key head h // (H / K).
+    Query head h uses key head h // (H / K). windowed: this is a sliding layer. scale: of the products; None:
+    D ** -0.5.
     """
     if batch.store is not None and batch.write_slots is not None and batch.write_tokens is not None:
         batch.store.keys[layer].index_copy_(0, batch.write_slots, key.index_select(0, batch.write_tokens))
         batch.store.values[layer].index_copy_(0, batch.write_slots, value.index_select(0, batch.write_tokens))
-    if len(batch.groups) == 1 and isinstance(batch.groups[0].queries, slice):
-        return _attend_group(query, key, value, batch, batch.groups[0], layer)
+    groups = batch.windowed if windowed else batch.groups
+    assert groups, "a batch for sliding layers says what their queries see"
+    if len(groups) == 1 and isinstance(groups[0].queries, slice):
+        return _attend_group(query, key, value, batch, groups[0], layer, scale)
     output = torch.empty_like(query)
-    for group in batch.groups:
-        output[group.queries] = _attend_group(query[group.queries], key, value, batch, group, layer)
+    for group in groups:
+        output[group.queries] = _attend_group(query[group.queries], key, value, batch, group, layer, scale)
     return output
 
 
 def _attend_group(
-    query: Tensor, key: Tensor, value: Tensor, batch: Batch, group: AttentionGroup, layer: int
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Batch,
+    group: AttentionGroup,
+    layer: int,
+    scale: float | None,
 ) -> Tensor:
     if group.from_pool:
         assert batch.store is not None
         key, value = batch.store.keys[layer], batch.store.values[layer]
     key, value = key[group.keys], value[group.keys]
-    return sdpa(query, key, value, num_rows=group.num_rows, mask=group.mask)
+    return sdpa(query, key, value, num_rows=group.num_rows, mask=group.mask, scale=scale)
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor, *, num_rows: int, mask: Tensor | None) -> Tensor:
+def sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    num_rows: int,
+    mask: Tensor | None,
+    scale: float | None = None,
+) -> Tensor:
     """Compute attention of R rows at once.
 
     query: [R * Q, H, D]; key, value: [R * T, K, D]; mask: bool[R, 1, Q, T] or None. Returns [R * Q, H, D].
@@ -52,6 +78,6 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, *, num_rows: int, mask: Tens
     value = value.view(num_rows, -1, kv_heads, width).transpose(1, 2)
     if mask is not None and shared > 1:
         mask = mask.repeat(1, 1, shared, 1)
-    result = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask)
+    result = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
     result = result.view(num_rows, kv_heads, shared, num_queries, width).permute(0, 3, 1, 2, 4)
     return result.reshape(num_rows * num_queries, heads, width)

@@ -5,7 +5,8 @@ Letters: N packed tokens, H query heads, K key-value heads, D head width, S slot
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -16,19 +17,25 @@ class Segment:
     """Queries of one row: packed positions [start, start + length) that see `key_slots`.
 
     key_slots: i64[T] slots of the page table in order, or None where the keys are those of this forward
-    alone, at the same packed positions. visible_end: i64[length] counts into those keys, or None where
-    every query sees all of them.
+    alone, at the same packed positions. A query sees keys [visible_start, visible_end) of them: i64[length]
+    each, on the CPU; None: from the first, to the last.
     """
 
     start: int
     length: int
     key_slots: Tensor | None
     visible_end: Tensor | None
+    visible_start: Tensor | None = None
 
     @property
     def num_keys(self) -> int:
         """Return T, how many keys the row's queries may see."""
         return self.length if self.key_slots is None else self.key_slots.shape[0]
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether some query does not see all keys."""
+        return self.visible_start is not None or self.visible_end is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +55,7 @@ class AttentionGroup:
 
 @dataclass(frozen=True, slots=True)
 class KVStore:
-    """Keys and values of all layers: each Tensor[S, K, D] in the model's dtype."""
+    """Keys and values of all layers: each Tensor[S, K, D] in the model's dtype, K and D by layer."""
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
@@ -57,16 +64,15 @@ class KVStore:
     def allocate(
         cls,
         *,
-        num_layers: int,
+        shapes: Sequence[tuple[int, int]],
         num_slots: int,
-        num_heads: int,
-        head_dim: int,
         dtype: torch.dtype,
         device: str,
     ) -> KVStore:
-        """Allocate zeroed keys and values for num_slots tokens."""
-        shape = (num_slots, num_heads, head_dim)
-        make = lambda: tuple(torch.zeros(shape, dtype=dtype, device=device) for _ in range(num_layers))
+        """Allocate zeroed keys and values for num_slots tokens; shapes: (K, D) of each layer."""
+        make = lambda: tuple(
+            torch.zeros((num_slots, heads, width), dtype=dtype, device=device) for heads, width in shapes
+        )
         return cls(keys=make(), values=make())
 
 
@@ -74,8 +80,12 @@ class KVStore:
 class Batch:
     """token_ids, positions: i64[N]; write_slots: i64[M], write_tokens: i64[M] the packed tokens they keep.
 
+    groups: who sees what; windowed: the same for sliding layers, of models that have them.
     output_tokens: i64[P] packed tokens whose hidden states are wanted; None: all. The last layer computes no
     others: keys and values are there before.
+    is_context: bool[N], True where a token is encoded as causal context, for models that encode and denoise
+    differently; None: nowhere. addend: [N, width] expected embeddings of canvas tokens under their step
+    before, for models with self-conditioning; None: zeros.
     """
 
     token_ids: Tensor
@@ -85,20 +95,37 @@ class Batch:
     write_slots: Tensor | None = None
     write_tokens: Tensor | None = None
     output_tokens: Tensor | None = None
+    windowed: tuple[AttentionGroup, ...] = ()
+    is_context: Tensor | None = None
+    addend: Tensor | None = None
 
 
 def group_segments(segments: list[Segment], device: torch.device | str) -> tuple[AttentionGroup, ...]:
     """Join segments that have equal numbers of queries and keys, so that one call computes them."""
     by_shape: dict[tuple[int, int, bool, bool], list[Segment]] = {}
-    for segment in segments:
+    for segment in map(_without_unseen_keys, segments):
         from_pool = segment.key_slots is not None
-        shape = (segment.length, segment.num_keys, from_pool, segment.visible_end is not None)
+        shape = (segment.length, segment.num_keys, from_pool, segment.is_masked)
         by_shape.setdefault(shape, []).append(segment)
     return tuple(_group(members, device) for members in by_shape.values())
 
 
+def _without_unseen_keys(segment: Segment) -> Segment:
+    """Cut off the slots that no query sees, and the limits that then limit nothing."""
+    if segment.key_slots is None or not segment.is_masked:
+        return segment
+    starts, ends = segment.visible_start, segment.visible_end
+    first = 0 if starts is None else int(starts.min())
+    last = segment.num_keys if ends is None else min(segment.num_keys, int(ends.max()))
+    if starts is not None:
+        starts = None if bool((starts <= first).all()) else starts - first
+    if ends is not None:
+        ends = None if bool((ends >= last).all()) else ends - first
+    return replace(segment, key_slots=segment.key_slots[first:last], visible_start=starts, visible_end=ends)
+
+
 def _group(members: list[Segment], device: torch.device | str) -> AttentionGroup:
-    length, num_keys = members[0].length, members[0].num_keys
+    length = members[0].length
     from_pool = members[0].key_slots is not None
     starts = [segment.start for segment in members]
     adjacent = starts == list(range(starts[0], starts[0] + length * len(members), length))
@@ -111,10 +138,20 @@ def _group(members: list[Segment], device: torch.device | str) -> AttentionGroup
     if from_pool:
         keys = _slots([segment.key_slots for segment in members if segment.key_slots is not None], device)
     mask = None
-    if members[0].visible_end is not None:
-        ends = torch.stack([segment.visible_end for segment in members if segment.visible_end is not None])
-        mask = (torch.arange(num_keys) < ends[:, :, None]).unsqueeze(1).to(device)
+    if members[0].is_masked:
+        mask = torch.stack([_visible(segment) for segment in members]).unsqueeze(1).to(device)
     return AttentionGroup(num_rows=len(members), queries=queries, keys=keys, from_pool=from_pool, mask=mask)
+
+
+def _visible(segment: Segment) -> Tensor:
+    """Return bool[length, T], True where a query sees a key."""
+    keys = torch.arange(segment.num_keys)
+    visible = torch.ones(segment.length, segment.num_keys, dtype=torch.bool)
+    if segment.visible_start is not None:
+        visible &= keys >= segment.visible_start[:, None]
+    if segment.visible_end is not None:
+        visible &= keys < segment.visible_end[:, None]
+    return visible
 
 
 def _slots(tables: list[Tensor], device: torch.device | str) -> slice | Tensor:

@@ -128,13 +128,7 @@ def resolve_traits(
     config: dict[str, Any], generation: dict[str, Any], tokens: dict[str, int], overrides: Overrides
 ) -> ModelTraits:
     """Combine config.json, generation_config.json, the tokenizer and an operator's overrides."""
-    given = {
-        "mask_token_id": overrides.mask_token_id,
-        "block_size": overrides.block_length,
-        "block_length": overrides.block_length,
-    }
-    config = config | {name: value for name, value in given.items() if value is not None}
-    traits = family_of(config).traits_from_hf(config, tokens)
+    traits = _declared_traits(config, tokens, overrides)
     ends = dict.fromkeys(traits.eos_token_ids)
     more = generation.get("eos_token_id")
     ends |= dict.fromkeys(more if isinstance(more, list) else [] if more is None else [more])
@@ -146,10 +140,10 @@ def resolve_traits(
         raise ConfigError(
             f"--context-length {overrides.context_length} is beyond the model's {traits.context_length}"
         )
-    for field, token_id in (
-        ("mask_token_id", traits.mask_token_id),
-        *(("eos_token_id", end) for end in ends),
-    ):
+    named = [("eos_token_id", end) for end in ends]
+    if traits.has_mask_token:
+        named.append(("mask_token_id", traits.mask_token_id))
+    for field, token_id in named:
         if not 0 <= token_id < traits.vocab_size:
             raise CheckpointError(f"{field} {token_id} is outside the vocabulary of {traits.vocab_size}")
     served = generation.get("sfumato") or {}
@@ -162,3 +156,19 @@ def resolve_traits(
         default_algorithm=served.get("algorithm", traits.default_algorithm),
         default_parameters=served.get("parameters", traits.default_parameters),
     )
+
+
+def _declared_traits(config: dict[str, Any], tokens: dict[str, int], overrides: Overrides) -> ModelTraits:
+    """Return what the family declares of a config.json in which an operator's values stand in for its own."""
+    family = family_of(config)
+    if overrides.mask_token_id is not None:
+        config = config | {"mask_token_id": overrides.mask_token_id}
+    traits = family.traits_from_hf(config, tokens)
+    if overrides.mask_token_id is not None and not traits.has_mask_token:
+        raise ConfigError(f"--mask-token-id: {traits.architecture} has no mask token")
+    length = overrides.block_length
+    if length is None or length == traits.block_length:
+        return traits
+    if traits.fixed_block_length:
+        raise ConfigError(f"--block-length {length}: this model's blocks have {traits.block_length} tokens")
+    return family.traits_from_hf(config | {"block_size": length, "block_length": length}, tokens)

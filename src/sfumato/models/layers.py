@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Linear(nn.Module):
+class Packable(nn.Module):
+    """A module whose weights may be reordered once for this machine's kernels."""
+
+    def pack(self) -> None:
+        """Reorder the weights and drop the plain copy, where there is such a layout."""
+        raise NotImplementedError
+
+
+class Linear(Packable):
     """y = x W^T + b, with the weight optionally packed once for the CPU's matrix kernels.
 
     weight: [out, in]; several checkpoint tensors may be stacked along `out` (fused projections).
@@ -20,7 +30,7 @@ class Linear(nn.Module):
         self.packed: Tensor | None = None
 
     def pack(self) -> None:
-        """Reorder the weight once for oneDNN and drop the plain copy; elsewhere nothing changes."""
+        """Reorder the weight for oneDNN and drop the plain copy; elsewhere nothing changes."""
         self.packed = pack_weight(self.weight)
         if self.packed is not None:
             self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
@@ -56,11 +66,15 @@ def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
     return result
 
 
+def rms_norm_plain(x: Tensor, eps: float) -> Tensor:
+    """Normalise over the last axis in float32, without a weight, and cast back."""
+    wide = x.float()
+    return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)).to(x.dtype)
+
+
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Normalise over the last axis in float32, cast back, then scale (LLaDA's order)."""
-    wide = x.float()
-    wide = wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + eps)
-    return wide.to(x.dtype) * weight
+    return rms_norm_plain(x, eps) * weight
 
 
 def rms_norm_wide(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -84,44 +98,62 @@ class RMSNorm(nn.Module):
 
 
 class Rotary:
-    """Half-split rotary positions, computed in float32 and cast back."""
+    """Half-split rotary positions over the first `width` dimensions of a head, computed in float32.
 
-    def __init__(self, head_dim: int, theta: float) -> None:
-        self.head_dim = head_dim
+    num_turning: of the width / 2 pairs, only the first so many turn; None: all.
+    """
+
+    def __init__(self, width: int, theta: float, *, num_turning: int | None = None) -> None:
+        self.width = width
         self.theta = theta
+        self.num_turning = num_turning
 
     def angles(self, positions: Tensor) -> tuple[Tensor, Tensor]:
-        """Return cos and sin, f32[N, 1, D], for positions i64[N]."""
-        exponent = torch.arange(0, self.head_dim, 2, dtype=torch.float32, device=positions.device)
-        inverse = 1.0 / (self.theta ** (exponent / self.head_dim))
+        """Return cos and sin, f32[N, 1, width], for positions i64[N]."""
+        exponent = torch.arange(0, self.width, 2, dtype=torch.float32, device=positions.device)
+        inverse = 1.0 / (self.theta ** (exponent / self.width))
+        if self.num_turning is not None:
+            inverse[self.num_turning :] = 0.0
         angle = positions.float()[:, None] * inverse
         angle = torch.cat((angle, angle), dim=-1)[:, None, :]
         return angle.cos(), angle.sin()
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate x: [N, heads, D] by angles f32[N, 1, D]."""
+    """Rotate the first dimensions of x: [N, heads, D] by angles f32[N, 1, width], width <= D."""
+    width = cos.shape[-1]
+    if width < x.shape[-1]:
+        return torch.cat((rotate(x[..., :width], cos, sin), x[..., width:]), dim=-1)
     wide = x.float()
-    half = wide.shape[-1] // 2
+    half = width // 2
     turned = torch.cat((-wide[..., half:], wide[..., :half]), dim=-1)
     return (wide * cos + turned * sin).to(x.dtype)
 
 
-class GatedMLP(nn.Module):
-    """down(silu(gate x) * up x), gate and up in one matrix product."""
+def gelu_tanh(x: Tensor) -> Tensor:
+    """Return the tanh approximation of GELU."""
+    return F.gelu(x, approximate="tanh")
 
-    def __init__(self, width: int, inner: int) -> None:
+
+class GatedMLP(nn.Module):
+    """down(activation(gate x) * up x), gate and up in one matrix product."""
+
+    def __init__(self, width: int, inner: int, activation: Callable[[Tensor], Tensor] = F.silu) -> None:
         super().__init__()
         self.gate_up = Linear(width, 2 * inner)
         self.down = Linear(inner, width)
+        self.activation = activation
 
     def forward(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(F.silu(gate) * up)
+        return self.down(self.activation(gate) * up)
 
 
 class Attention(nn.Module):
-    """Fused q, k, v projection, optional per-head norms, rotary positions, output projection."""
+    """Fused q, k, v projection, optional per-head norms, rotary positions, output projection.
+
+    norm_eps: of the norms over each head of queries and keys; None: no such norms. wide: see RMSNorm.
+    """
 
     def __init__(
         self,
@@ -133,13 +165,14 @@ class Attention(nn.Module):
         bias: bool = False,
         out_bias: bool = False,
         norm_eps: float | None = None,
+        wide: bool = True,
     ) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, head_dim
         self.qkv = Linear(width, (num_heads + 2 * num_kv_heads) * head_dim, bias=bias)
         self.out = Linear(num_heads * head_dim, width, bias=out_bias)
-        self.query_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps, wide=True)
-        self.key_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps, wide=True)
+        self.query_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps, wide=wide)
+        self.key_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps, wide=wide)
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated query [N, H, D], rotated key [N, K, D] and value [N, K, D]."""

@@ -12,24 +12,28 @@ from sfumato.models.checkpoint_names import Target
 
 if TYPE_CHECKING:
     # Only a family's module needs torch: whoever looks at a folder's name does not load it.
-    from sfumato.models.decoder import Decoder, DecoderShape
+    from sfumato.models.language_model import LanguageModel
 
 ARCHITECTURES: dict[str, str] = {
+    "DiffusionGemmaForBlockDiffusion": "sfumato.models.diffusion_gemma",
+    "DreamModel": "sfumato.models.dream",
+    "LLaDA2MoeModelLM": "sfumato.models.llada2",
     "LLaDAModelLM": "sfumato.models.llada",
     "SDARForCausalLM": "sfumato.models.sdar",
+    "SDARMoeForCausalLM": "sfumato.models.sdar_moe",
 }
 
 
 class Family(Protocol):
-    """What a family's module provides."""
+    """What a family's module provides; a shape is the family's own type, made and read by it alone."""
 
-    def shape_from_hf(self, config: Mapping[str, Any]) -> DecoderShape: ...
+    def shape_from_hf(self, config: Mapping[str, Any]) -> Any: ...
 
     def traits_from_hf(self, config: Mapping[str, Any], added_tokens: Mapping[str, int]) -> ModelTraits: ...
 
-    def targets(self, shape: DecoderShape) -> dict[str, Target]: ...
+    def targets(self, shape: Any) -> dict[str, Target]: ...
 
-    def build(self, shape: DecoderShape) -> Decoder: ...
+    def build(self, shape: Any) -> LanguageModel: ...
 
 
 def family_of(config: Mapping[str, Any]) -> Family:

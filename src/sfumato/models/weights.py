@@ -10,12 +10,12 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor
+from torch import Tensor, nn
 
 from sfumato.errors import CheckpointError
 from sfumato.models.checkpoint_names import Target
-from sfumato.models.decoder import Decoder
 from sfumato.models.folder import Folder, read_json
+from sfumato.models.language_model import LanguageModel
 from sfumato.models.registry import family_of
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -29,7 +29,7 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
-def build_on_meta(config: dict[str, Any]) -> tuple[Decoder, dict[str, Target]]:
+def build_on_meta(config: dict[str, Any]) -> tuple[LanguageModel, dict[str, Target]]:
     """Build a model without memory, and the checkpoint tensors that it expects."""
     family = family_of(config)
     shape = family.shape_from_hf(config)
@@ -46,7 +46,10 @@ def count_parameters(targets: dict[str, Target]) -> int:
 def resolve_dtype(name: str, config: dict[str, Any]) -> torch.dtype:
     """Return the dtype of an option ("auto" takes the checkpoint's own)."""
     if name == "auto":
-        name = str(config.get("torch_dtype") or config.get("dtype") or "float32").removeprefix("torch.")
+        # A model of several parts may say it in the one that is text.
+        parts = (config, config.get("text_config") or {})
+        named = [part[key] for part in parts for key in ("torch_dtype", "dtype") if part.get(key)]
+        name = str(named[0] if named else "float32").removeprefix("torch.")
     if name not in DTYPES:
         raise CheckpointError(f"dtype {name!r} is not supported (supported: auto, {', '.join(DTYPES)})")
     return DTYPES[name]
@@ -59,26 +62,23 @@ def load_model(
     device: str,
     pack: bool = True,
     on_progress: ProgressCallback | None = None,
-) -> Decoder:
+) -> LanguageModel:
     """Load a checkpoint's weights; beside the model, one tensor at a time is in memory.
 
     Raises CheckpointError naming the tensor or the file: missing, extra, of a wrong shape, truncated.
     """
     model, targets = build_on_meta(folder.config)
-    model = model.to(dtype).to_empty(device=device).eval()
-    if model.shape.tied:
-        model.output.weight = model.embedding
+    model = _with_memory(model, targets, dtype, device)
     parameters = dict(model.named_parameters(remove_duplicate=False))
+    ignored = model.ignored_prefixes + (("lm_head.weight",) if model.shape.tied else ())
     done = read = 0
-    for name, tensor in _tensors(folder.path, targets, tied=model.shape.tied):
+    for name, tensor in _tensors(folder.path, targets, ignored):
         target = targets[name]
         if tuple(tensor.shape) != target.shape:
             raise CheckpointError(
                 f"{folder.path}: tensor {name!r} has shape {[*tensor.shape]}, expected {[*target.shape]}"
             )
-        parameter = parameters[target.parameter]
-        place: Tensor = parameter if target.stop is None else parameter[target.start : target.stop]
-        place.copy_(tensor)
+        _place(parameters[target.parameter], target).copy_(tensor)
         done, read = done + 1, read + tensor.numel() * tensor.element_size()
         if on_progress is not None:
             on_progress(done, len(targets), read)
@@ -87,8 +87,33 @@ def load_model(
     return model
 
 
-def _tensors(path: Path, targets: dict[str, Target], *, tied: bool) -> Iterator[tuple[str, Tensor]]:
-    """Yield every expected tensor once, after checking that the names are exactly the expected ones."""
+def _with_memory(
+    model: LanguageModel, targets: dict[str, Target], dtype: torch.dtype, device: str
+) -> LanguageModel:
+    """Allocate a meta model's parameters, uninitialised."""
+    model = model.to(dtype).to_empty(device=device).eval()
+    if model.shape.tied:
+        model.output.weight = model.embedding
+    for name in {target.parameter for target in targets.values() if target.is_float32}:
+        owner, _, leaf = name.rpartition(".")
+        wide = model.get_parameter(name).float()
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(wide, requires_grad=False))
+    return model
+
+
+def _place(parameter: Tensor, target: Target) -> Tensor:
+    """Return the part of a parameter that a tensor fills."""
+    owner = parameter if target.entry is None else parameter[target.entry]
+    return owner if target.stop is None else owner[target.start : target.stop]
+
+
+def _tensors(
+    path: Path, targets: dict[str, Target], ignored: tuple[str, ...]
+) -> Iterator[tuple[str, Tensor]]:
+    """Yield every expected tensor once, after checking that the names are exactly the expected ones.
+
+    ignored: beginnings of names that may stand in the files besides.
+    """
     with ExitStack() as stack:
         where: dict[str, Any] = {}
         for file in _weight_files(path):
@@ -100,7 +125,11 @@ def _tensors(path: Path, targets: dict[str, Target], *, tied: bool) -> Iterator[
                     )
                 where[name] = handle
         missing = sorted(targets.keys() - where.keys())
-        extra = sorted(name for name in where.keys() - targets.keys() if not _is_ignored(name, tied=tied))
+        extra = sorted(
+            name
+            for name in where.keys() - targets.keys()
+            if not name.startswith(ignored) and not name.endswith(_IGNORED_SUFFIXES)
+        )
         if missing:
             raise CheckpointError(f"{path}: tensor {missing[0]!r} is missing{_and_more(missing)}")
         if extra:
@@ -112,10 +141,6 @@ def _tensors(path: Path, targets: dict[str, Target], *, tied: bool) -> Iterator[
                 yield name, where[name].get_tensor(name)
             except (SafetensorError, OSError, RuntimeError) as error:
                 raise CheckpointError(f"{path}: tensor {name!r} cannot be read: {error}") from error
-
-
-def _is_ignored(name: str, *, tied: bool) -> bool:
-    return name.endswith(_IGNORED_SUFFIXES) or (tied and name == "lm_head.weight")
 
 
 def _and_more(names: list[str]) -> str:

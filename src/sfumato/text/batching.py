@@ -6,7 +6,7 @@ Letters: N packed tokens, L canvas positions, B block length.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -14,73 +14,95 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.core.plan import Row, RowKind
+from sfumato.core.traits import ModelTraits
 from sfumato.models.batch import Batch, KVStore, Segment, group_segments
-from sfumato.text.canvas import Canvas
 
 
 @dataclass(frozen=True, slots=True)
 class FedRow:
-    """A row with the canvas it is cut from and the pages that hold its keys and values."""
+    """A row with the tokens i64[end - start] that it feeds and the pages that hold its keys and values.
+
+    addend: [end - start, width] expected embeddings of its tokens, for models with self-conditioning.
+    """
 
     row: Row
-    canvas: Canvas
+    token_ids: NDArray[np.int64]
     pages: Sequence[int] | None
+    block_length: int
+    addend: Tensor | None = None
+
+    @property
+    def length(self) -> int:
+        """Return how many tokens are fed."""
+        return self.row.end - self.row.start
 
 
 def make_batch(
     fed: Sequence[FedRow],
     *,
+    traits: ModelTraits,
     output_tokens: NDArray[np.int64],
     store: KVStore | None,
     page_size: int,
-    mask_token_id: int,
     device: torch.device | str,
 ) -> Batch:
     """Pack rows into one batch whose forward returns the hidden states of output_tokens, i64[P] packed.
 
-    Rows with pages write their keys and values there and see the slots from position 0 to the end of each
-    query's block; rows without see exactly themselves.
+    Rows with a slot write their keys and values to their pages and see slots from the first on; rows without
+    see exactly themselves.
     """
-    tokens, positions, segments = [], [], []
+    segments, windowed = [], []
     write_slots: list[NDArray[np.int64]] = []
     write_tokens: list[NDArray[np.int64]] = []
     total = 0
     for item in fed:
-        row, length = item.row, item.row.end - item.row.start
-        tokens.append(_input_ids(item, mask_token_id))
-        positions.append(np.arange(row.start, row.end))
-        if item.pages is None:
-            segments.append(Segment(start=total, length=length, key_slots=None, visible_end=None))
+        row, length = item.row, item.length
+        if item.pages is None or row.slot is None:
+            segment = Segment(start=total, length=length, key_slots=None, visible_end=None)
         else:
-            slots = page_slots(item.pages, page_size, row.end)
-            write_slots.append(slots[row.start :])
+            last = row.slot + length
+            slots = page_slots(item.pages, page_size, max(last, row.visible or last))
+            write_slots.append(slots[row.slot : last])
             write_tokens.append(np.arange(total, total + length))
-            segments.append(
-                Segment(
-                    start=total,
-                    length=length,
-                    key_slots=torch.from_numpy(slots),
-                    visible_end=_visible_end(row, item.canvas.block_length),
-                )
-            )
+            keys = torch.from_numpy(slots[: row.visible])
+            segment = Segment(total, length, keys, _visible_end(item, traits))
+        segments.append(segment)
+        if traits.window is not None:
+            windowed.append(replace(segment, visible_start=_visible_start(item, traits)))
         total += length
     return Batch(
-        token_ids=_tensor(tokens, device),
-        positions=_tensor(positions, device),
+        token_ids=_tensor([item.token_ids for item in fed], device),
+        positions=_tensor([np.arange(item.row.start, item.row.end) for item in fed], device),
         groups=group_segments(segments, device),
+        windowed=group_segments(windowed, device) if windowed else (),
         store=store if write_slots else None,
         write_slots=_tensor(write_slots, device) if write_slots else None,
         write_tokens=_tensor(write_tokens, device) if write_tokens else None,
         output_tokens=_tensor([output_tokens], device),
+        is_context=_is_context(fed, device) if traits.context_granularity == 1 else None,
+        addend=_addend(fed) if traits.has_self_conditioning else None,
     )
 
 
-def _input_ids(item: FedRow, mask_token_id: int) -> NDArray[np.int64]:
-    span = slice(item.row.start, item.row.end)
-    ids = item.canvas.token_ids[span]
-    if item.row.branch == "uncond":
-        return np.where(item.canvas.given[span], mask_token_id, ids)
-    return ids
+def _is_context(fed: Sequence[FedRow], device: torch.device | str) -> Tensor | None:
+    """Return bool[N], True for tokens that are encoded; None where none is."""
+    kinds = [item.row.kind is not RowKind.DENOISE for item in fed]
+    if not any(kinds):
+        return None
+    return _tensor([np.full(item.length, kind) for item, kind in zip(fed, kinds, strict=True)], device)
+
+
+def _addend(fed: Sequence[FedRow]) -> Tensor | None:
+    """Return [N, width], zeros where a row has none; None where no row has one."""
+    sample = next((item.addend for item in fed if item.addend is not None), None)
+    if sample is None:
+        return None
+    return torch.cat(
+        [
+            sample.new_zeros(item.length, sample.shape[-1]) if item.addend is None else item.addend
+            for item in fed
+        ]
+    )
 
 
 def page_slots(pages: Sequence[int], page_size: int, length: int) -> NDArray[np.int64]:
@@ -89,12 +111,30 @@ def page_slots(pages: Sequence[int], page_size: int, length: int) -> NDArray[np.
     return (table[:, None] * page_size + np.arange(page_size)).ravel()[:length]
 
 
-def _visible_end(row: Row, block_length: int) -> Tensor | None:
-    """Return for each query the end of its block, or None where that is the row's end for all of them."""
-    if row.kind is not RowKind.PREFILL or row.end - row.start <= block_length:
+def _visible_end(item: FedRow, traits: ModelTraits) -> Tensor | None:
+    """Return for each query where its keys end: its block, or itself in a causal context; None: the row."""
+    row = item.row
+    is_context = row.kind is not RowKind.DENOISE
+    if row.visible is not None or not is_context:
         return None
     positions = np.arange(row.start, row.end)
-    return torch.from_numpy((positions // block_length + 1) * block_length)
+    if traits.context_granularity == 1:
+        return torch.from_numpy(positions + 1)
+    if item.length <= item.block_length:
+        return None
+    return torch.from_numpy((positions // item.block_length + 1) * item.block_length)
+
+
+def _visible_start(item: FedRow, traits: ModelTraits) -> Tensor:
+    """Return for each query of a sliding layer its first key.
+
+    A context token sees a window that ends with itself; all canvas tokens see what the canvas's first one
+    would.
+    """
+    row, window = item.row, traits.window or 0
+    if row.kind is RowKind.DENOISE:
+        return torch.full((item.length,), max(0, (row.slot or 0) - window + 1))
+    return torch.arange(row.start + 1, row.end + 1).sub(window).clamp(min=0)
 
 
 def _tensor(parts: list[NDArray[np.int64]], device: torch.device | str) -> Tensor:

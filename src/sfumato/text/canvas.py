@@ -78,6 +78,16 @@ class Canvas:
         self.token_ids[positions] = tokens
         self.undecided[positions] = False
 
+    def reopen(self, positions: NDArray[np.int64], mask_token_id: int) -> None:
+        """Make positions undecided again; pinned ones are never among them."""
+        assert not self.pinned[positions].any()
+        self.token_ids[positions] = mask_token_id
+        self.undecided[positions] = True
+
+    def close(self) -> None:
+        """Leave no block open, whatever may still be undecided."""
+        self.block_start = self.length
+
     def commit_block(self) -> None:
         """Pin the open block and move on."""
         span = slice(self.block_start, self.block_end)
@@ -102,7 +112,9 @@ def canvas_length(
     return max(prompt_len, min(wanted, limit))
 
 
-def make_canvas(spec: TextSpec, traits: ModelTraits, random_source: RandomSource) -> Canvas:
+def make_canvas(
+    spec: TextSpec, traits: ModelTraits, random_source: RandomSource, *, is_one_block: bool = False
+) -> Canvas:
     """Lay out a validated request's canvas: the prompt pinned, the rest open but for infill pins."""
     prompt = np.asarray(spec.prompt_ids, dtype=np.int64)
     length = canvas_length(
@@ -112,6 +124,7 @@ def make_canvas(spec: TextSpec, traits: ModelTraits, random_source: RandomSource
         block_length=spec.block_length,
         is_exact=spec.infill is not None,
     )
+    block_length = max(1, length - len(prompt)) if is_one_block else spec.block_length
     token_ids = np.full(length, traits.mask_token_id, dtype=np.int64)
     pinned = np.zeros(length, dtype=np.bool_)
     token_ids[: len(prompt)] = prompt
@@ -126,13 +139,11 @@ def make_canvas(spec: TextSpec, traits: ModelTraits, random_source: RandomSource
         undecided=~pinned,
         given=pinned.copy(),
         prompt_len=len(prompt),
-        block_length=spec.block_length,
+        block_length=block_length,
         origin=0 if traits.block_origin is BlockOrigin.START else len(prompt),
         random_source=random_source,
     )
-    canvas.num_blocks = np.unique(
-        (np.flatnonzero(canvas.undecided) - canvas.origin) // spec.block_length
-    ).size
+    canvas.num_blocks = np.unique((np.flatnonzero(canvas.undecided) - canvas.origin) // block_length).size
     canvas.block_start = canvas.origin
     canvas.open_next()
     return canvas

@@ -10,10 +10,11 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sfumato.core.plan import Decision
 from sfumato.text.decoding.protocol import Algorithm, Outcome, Statistics, View
-from sfumato.text.statistics import PackedStatistics
+from sfumato.text.statistics import PackedStatistics, nothing_read
 from sfumato.text.windows import Window
 
 
@@ -34,50 +35,97 @@ def decide(windows: list[Window], packed: PackedStatistics) -> dict[str, Decisio
 
 def _stack(members: list[Window], packed: PackedStatistics) -> tuple[View, Statistics, NDArray[np.int64]]:
     """Stack windows into [R, W]; places: i64[R, W] packed index of each position, -1 if not read."""
-    width = max(window.stop - window.start for window in members)
+    width = max(window.step.stop - window.step.start for window in members)
     shape = (len(members), width)
     token_ids = np.zeros(shape, dtype=np.int64)
-    undecided = np.zeros(shape, dtype=np.bool_)
-    editable = np.zeros(shape, dtype=np.bool_)
+    eligible, editable, focus, is_given = (np.zeros(shape, dtype=np.bool_) for _ in range(4))
     places = np.full(shape, -1, dtype=np.int64)
-    uniform = (
-        np.zeros(shape, dtype=np.float32) if any(w.work.algorithm.needs_uniform for w in members) else None
-    )
     for index, window in enumerate(members):
-        canvas, size = window.work.canvas, window.stop - window.start
-        span = slice(window.start, window.stop)
+        canvas, step = window.work.canvas, window.step
+        size, span = step.stop - step.start, slice(step.start, step.stop)
         token_ids[index, :size] = canvas.token_ids[span]
-        undecided[index, :size] = canvas.undecided[span]
+        eligible[index, :size] = step.eligible
         editable[index, :size] = ~canvas.undecided[span] & ~canvas.pinned[span]
-        places[index, window.positions - window.start] = window.offset + np.arange(len(window.positions))
-        if uniform is not None and window.work.algorithm.needs_uniform:
-            uniform[index, :size] = canvas.random_source.uniform(
-                canvas.block_index, canvas.step, np.arange(window.start, window.stop)
-            )
+        is_given[index, :size] = canvas.given[span]
+        focus[index, max(0, step.focus[0] - step.start) : max(0, step.focus[1] - step.start)] = True
+        places[index, window.positions - step.start] = window.offset + np.arange(len(window.positions))
     device = packed.token.device
-    at = torch.from_numpy(places).to(device)
-    was_read = at >= 0
-    at = at.clamp(min=0)
     ids = torch.from_numpy(token_ids).to(device)
-    statistics = Statistics(token=ids, confidence=torch.ones(shape, device=device))
-    if packed.token.numel():
-        # A reference may go on where nothing is left to read; then nothing was.
-        statistics = Statistics(
-            token=torch.where(was_read, packed.token[at], ids),
-            confidence=packed.confidence[at].masked_fill(~was_read, 1.0),
-        )
     canvases = [window.work.canvas for window in members]
+    needs_vocabulary = any(window.work.algorithm.needs_vocabulary for window in members)
+    drawn = _vocabulary(members, shape) if needs_vocabulary else None
     view = View(
         token_ids=ids,
-        undecided=torch.from_numpy(undecided).to(device),
+        eligible=torch.from_numpy(eligible).to(device),
         editable=torch.from_numpy(editable).to(device),
+        focus=torch.from_numpy(focus).to(device),
+        is_given=torch.from_numpy(is_given).to(device),
         step=torch.tensor([canvas.step for canvas in canvases], device=device),
         masks_at_start=torch.tensor([canvas.masks_at_start for canvas in canvases], device=device),
         block_length=[canvas.block_length for canvas in canvases],
         num_blocks=[canvas.num_blocks for canvas in canvases],
-        uniform=None if uniform is None else torch.from_numpy(uniform).to(device),
+        vocab_size=members[0].work.traits.vocab_size,
+        mask_token_id=[window.work.traits.mask_token_id for window in members],
+        uniform=_uniform(members, shape, device),
+        vocabulary=None if drawn is None else torch.from_numpy(drawn[0]).to(device),
+        routes=None if drawn is None else torch.from_numpy(drawn[1]).to(device),
     )
-    return view, statistics, places
+    return view, _statistics(members, packed, ids, torch.from_numpy(places).to(device)), places
+
+
+def _statistics(members: list[Window], packed: PackedStatistics, ids: Tensor, at: Tensor) -> Statistics:
+    """Lay packed statistics out as [R, W]; positions that were not read show their token, surely."""
+    if not packed.token.numel():
+        # A reference may go on where nothing is left to read; then nothing was.
+        packed = nothing_read(packed.token.device)
+    was_read = at >= 0
+    at = at.clamp(min=0)
+    wanted = [window.work.algorithm.wanted for window in members]
+    soft = packed.soft_embedding
+    asked = packed.asked_logprobs
+    has_top = any(row.top for row in wanted) and packed.top_ids is not None
+    return Statistics(
+        token=torch.where(was_read, packed.token[at], ids),
+        confidence=packed.confidence[at].masked_fill(~was_read, 1.0),
+        best=torch.where(was_read, packed.best[at], ids) if any(row.best for row in wanted) else None,
+        entropy=packed.entropy[at] if any(row.entropy for row in wanted) else None,
+        margin=packed.margin[at] if any(row.margin for row in wanted) else None,
+        top_ids=packed.top_ids[at] if has_top and packed.top_ids is not None else None,
+        top_probabilities=(
+            packed.top_logprobs[at].exp() if has_top and packed.top_logprobs is not None else None
+        ),
+        asked_logprobs=None if asked is None else asked[at],
+        soft_embedding=(soft[at] if soft is not None and any(row.soft_embedding for row in wanted) else None),
+    )
+
+
+def _uniform(members: list[Window], shape: tuple[int, int], device: torch.device) -> Tensor | None:
+    if not any(window.work.algorithm.needs_uniform for window in members):
+        return None
+    drawn = np.zeros(shape, dtype=np.float32)
+    for index, window in enumerate(members):
+        canvas, step = window.work.canvas, window.step
+        if window.work.algorithm.needs_uniform:
+            drawn[index, : step.stop - step.start] = canvas.random_source.uniform(
+                canvas.block_index, canvas.step, np.arange(step.start, step.stop)
+            )
+    return torch.from_numpy(drawn).to(device)
+
+
+def _vocabulary(members: list[Window], shape: tuple[int, int]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return random tokens and recorded routes, i64[R, W] each."""
+    drawn, routes = np.zeros(shape, dtype=np.int64), np.full(shape, -1, dtype=np.int64)
+    for index, window in enumerate(members):
+        canvas, step = window.work.canvas, window.step
+        if not window.work.algorithm.needs_vocabulary:
+            continue
+        place = (canvas.block_index, canvas.step, np.arange(step.start, step.stop))
+        size, source = step.stop - step.start, canvas.random_source
+        drawn[index, :size] = source.vocabulary(*place, window.work.traits.vocab_size)
+        recorded = source.routes(*place)
+        if recorded is not None:
+            routes[index, :size] = recorded
+    return drawn, routes
 
 
 def _unstack(
@@ -88,11 +136,12 @@ def _unstack(
     places: NDArray[np.int64],
 ) -> dict[str, Decision]:
     tokens, transfer = outcome.tokens.cpu().numpy(), outcome.transfer.cpu().numpy()
+    renoised = None if outcome.renoised is None else outcome.renoised.cpu().numpy()
     confidence = statistics.confidence.cpu().numpy()
     done = None if outcome.done is None else outcome.done.cpu().numpy()
     decisions = {}
     for index, window in enumerate(members):
-        size = window.stop - window.start
+        size = window.step.stop - window.step.start
         logs: dict[str, Any] = {}
         if (
             window.work.spec.logprobs is not None
@@ -106,10 +155,11 @@ def _unstack(
                 "top_logprobs": packed.top_logprobs[at].cpu().numpy(),
             }
         decisions[window.request_id] = Decision(
-            start=window.start,
+            start=window.step.start,
             tokens=tokens[index, :size],
             transfer=transfer[index, :size],
             confidence=confidence[index, :size],
+            renoised=None if renoised is None else renoised[index, :size],
             done=None if done is None else bool(done[index]),
             state=None if outcome.states is None else outcome.states[index],
             **logs,

@@ -43,35 +43,67 @@ class TextDoor:
     def __call__(self, request_id: str, spec: TextSpec) -> TextWork:
         """Build the work of one request. Raises RequestError."""
         replay = self.replays.pop(request_id, None)
-        algorithm = self.check(spec) if replay is None else replay.algorithm
+        if replay is None:
+            work = self._build(spec, self._check_spec(spec))
+        else:
+            work = self._build(spec, replay.algorithm, replay)
+        self._check_pages(work)
+        return work
+
+    def check(self, spec: TextSpec) -> None:
+        """Raise RequestError for what can never be served."""
+        self._check_pages(self._build(spec, self._check_spec(spec)))
+
+    def _build(self, spec: TextSpec, algorithm: Algorithm, replay: Replay | None = None) -> TextWork:
         source: RandomSource = CounterSource(spec.sampling.seed, spec.choice)
         end_rule: EndRule = PrefixEnd(frozenset(spec.stop_token_ids))
         if replay is not None:
             source, end_rule = replay.random_source, replay.end_rule
+        canvas = make_canvas(spec, self.traits, source, is_one_block=algorithm.spans_canvas)
         return TextWork(
             spec,
             self.traits,
-            canvas=make_canvas(spec, self.traits, source),
+            canvas=canvas,
             algorithm=algorithm,
+            walk=algorithm.walk(canvas, spec, self.traits),
             end_rule=end_rule,
             page_size=self.page_size,
-            excluded_ids=(self.traits.mask_token_id,) if replay is None else (),
+            excluded_ids=(self.traits.mask_token_id,)
+            if replay is None and self.traits.has_mask_token
+            else (),
         )
 
-    def check(self, spec: TextSpec) -> Algorithm:
-        """Return the request's algorithm. Raises RequestError for what can never be served."""
+    def _check_spec(self, spec: TextSpec) -> Algorithm:
+        """Return the request's algorithm. Raises RequestError."""
         self._check_tokens(spec)
         self._check_sampling(spec)
         self._check_room(spec)
         algorithm = make_algorithm(spec.decoding)
-        length = self._canvas_length(spec)
-        num_open = max(1, length - len(spec.prompt_ids))
+        if algorithm.renoises == self.traits.has_mask_token:
+            needs = "no mask token" if algorithm.renoises else "a mask token"
+            raise NotSupported(
+                f"algorithm {spec.decoding.algorithm!r} needs a model with {needs}",
+                field="algorithm",
+                value=spec.decoding.algorithm,
+            )
+        num_open = max(1, self._canvas_length(spec) - len(spec.prompt_ids))
         algorithm.check(
             block_length=spec.block_length,
             num_blocks=-(-num_open // spec.block_length),
             is_bidirectional=not self.traits.has_exact_cache,
         )
         return algorithm
+
+    def _check_pages(self, work: TextWork) -> None:
+        num_pages = work.pages_at_most()
+        if num_pages > self.num_pages:
+            raise RequestError(
+                f"prompt and max_tokens need {num_pages} KV pages of {self.page_size} tokens, "
+                f"the engine has {self.num_pages}",
+                field="max_tokens",
+                value=work.canvas.length,
+                limit=self.num_pages * self.page_size,
+            )
 
     def _canvas_length(self, spec: TextSpec) -> int:
         return canvas_length(
@@ -131,7 +163,7 @@ class TextDoor:
                 value=block,
                 limit=traits.block_length,
             )
-        if traits.has_exact_cache and block % self.page_size:
+        if traits.has_exact_cache and traits.context_granularity != 1 and block % self.page_size:
             raise NotSupported(
                 f"block_length {block} is not a whole number of pages of {self.page_size} tokens",
                 field="block_length",
@@ -146,15 +178,6 @@ class TextDoor:
                 field="prompt",
                 value=len(spec.prompt_ids),
                 limit=traits.context_length,
-            )
-        num_pages = -(-length // self.page_size) if traits.has_exact_cache else 0
-        if num_pages > self.num_pages:
-            raise RequestError(
-                f"prompt and max_tokens need {num_pages} KV pages of {self.page_size} tokens, "
-                f"the engine has {self.num_pages}",
-                field="max_tokens",
-                value=length,
-                limit=self.num_pages * self.page_size,
             )
         logits_bytes = min(block, length) * traits.vocab_size * 4
         if logits_bytes > self.max_logits_bytes:

@@ -15,6 +15,7 @@ from torch import Tensor
 # What a number is drawn for; part of the key, so that two uses never share a number.
 PURPOSE_TOKEN = 1
 PURPOSE_ORDER = 2
+PURPOSE_VOCABULARY = 3
 
 _GAMMA = 0x9E3779B97F4A7C15
 _MIX_1 = 0xBF58476D1CE4E5B9
@@ -31,6 +32,16 @@ class RandomSource(Protocol):
 
     def uniform(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return numbers f32[M] in [0, 1) for a random order of positions."""
+        ...
+
+    def vocabulary(
+        self, block: int, step: int, positions: NDArray[np.int64], vocab_size: int
+    ) -> NDArray[np.int64]:
+        """Return tokens i64[M], each as likely as any other; step -1 is a block's first canvas."""
+        ...
+
+    def routes(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Return recorded choices i64[M] among an algorithm's ways to go on, or None."""
         ...
 
     def tokens(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
@@ -65,6 +76,17 @@ class CounterSource:
         """Return uniform numbers f32[M]."""
         keys = self._keys(PURPOSE_ORDER, block, step, positions)
         return ((keys >> np.uint64(40)).astype(np.float32)) * np.float32(2.0**-24)
+
+    def vocabulary(
+        self, block: int, step: int, positions: NDArray[np.int64], vocab_size: int
+    ) -> NDArray[np.int64]:
+        """Return random tokens i64[M]; the bias of the remainder is below 2^-40."""
+        keys = self._keys(PURPOSE_VOCABULARY, block, step, positions)
+        return (keys % np.uint64(vocab_size)).astype(np.int64)
+
+    def routes(self, block: int, step: int, positions: NDArray[np.int64]) -> None:
+        """Return None: routes are drawn, not recorded."""
+        return
 
     def tokens(self, block: int, step: int, positions: NDArray[np.int64]) -> None:
         """Return None: tokens are drawn, not recorded."""

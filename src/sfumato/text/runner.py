@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.core.plan import Decision, RowResult, StepPlan, StepResult
+from sfumato.core.plan import Decision, RowKind, RowResult, StepPlan, StepResult
 from sfumato.core.request import Request
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
@@ -34,6 +34,8 @@ class TextModel(Protocol):
     def hidden(self, batch: Batch) -> Tensor: ...
 
     def head(self, hidden: Tensor) -> Tensor: ...
+
+    def soft_embedding(self, probabilities: Tensor) -> Tensor: ...
 
 
 class TextRunner:
@@ -88,16 +90,17 @@ class TextRunner:
         works = {row.request_id: cast(TextWork, live[row.request_id].work) for row in plan.rows}
         fed = []
         for row in plan.rows:
-            lease = live[row.request_id].lease
-            pages = lease.pages if lease is not None and self._traits.has_exact_cache else None
-            fed.append(FedRow(row=row, canvas=works[row.request_id].canvas, pages=pages))
+            lease, work = live[row.request_id].lease, works[row.request_id]
+            pages = None if lease is None else lease.pages
+            addend = work.addend if row.kind is RowKind.DENOISE else None
+            fed.append(FedRow(row, work.input_ids(row), pages, work.canvas.block_length, addend))
         outputs = row_outputs(plan, works)
         batch = make_batch(
             fed,
+            traits=self._traits,
             output_tokens=np.concatenate([output.tokens for output in outputs]),
             store=self._store,
             page_size=self._page_size,
-            mask_token_id=self._traits.mask_token_id,
             device=self._model.device,
         )
         hidden = self._model.hidden(batch)
@@ -111,6 +114,7 @@ class TextRunner:
                 readings_of(outputs),
                 vocab_size=self._traits.vocab_size,
                 chunk_bytes=self._chunk_bytes,
+                embed=self._model.soft_embedding if self._traits.has_self_conditioning else None,
             )
             failures |= _not_finite(windows, packed)
             decisions = decide(windows, packed)

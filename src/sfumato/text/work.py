@@ -1,13 +1,13 @@
 """The denoise state of one text request: which rows it wants next, and what their results change.
 
-Letters: L canvas positions, B block length.
+Letters: L canvas positions, W window positions.
 """
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
 
 from sfumato.core.messages import CanvasView, FinishReason, TokenLogprob, Usage
 from sfumato.core.plan import Cost, Decision, Row, RowKind, RowResult
@@ -15,14 +15,16 @@ from sfumato.core.request import Progress
 from sfumato.core.spec import TextSpec
 from sfumato.core.traits import ModelTraits
 from sfumato.text.canvas import Canvas
+from sfumato.text.context import Context, ExactContext, StaleContext
 from sfumato.text.decoding.protocol import Algorithm, Transform
-from sfumato.text.ends import EndRule
+from sfumato.text.ends import Ending, EndRule, Step
+from sfumato.text.walk import Round, Walk
 
 _LOGIT_BYTES = 4
 
 
 class TextWork:
-    """Implements the work protocol for block-causal models (exact cache) and bidirectional ones (none)."""
+    """Implements the work protocol over a canvas, a walk on it and a context of cached keys."""
 
     def __init__(
         self,
@@ -31,6 +33,7 @@ class TextWork:
         *,
         canvas: Canvas,
         algorithm: Algorithm,
+        walk: Walk,
         end_rule: EndRule,
         page_size: int,
         excluded_ids: tuple[int, ...],
@@ -39,11 +42,15 @@ class TextWork:
         self.traits = traits
         self.canvas = canvas
         self.algorithm = algorithm
+        self.walk = walk
         self.end_rule = end_rule
         self.excluded_ids = excluded_ids
         self.transform: Transform = algorithm.transform(traits.eos_token_ids, traits.eot_token_id)
+        self.context: Context = (
+            ExactContext(canvas, traits.context_granularity) if traits.has_exact_cache else StaleContext()
+        )
+        self.round: Round | None = walk.next_round(canvas)
         self._page_size = page_size
-        self._cached_len = 0
         self._hit_len = 0
         self._known: tuple[int, ...] = ()
         self._output_end = canvas.prompt_len
@@ -52,58 +59,76 @@ class TextWork:
         self._logprobs: dict[int, TokenLogprob] = {}
 
     def phase(self) -> RowKind:
-        """Return PREFILL while known blocks lack keys and values, but for a block that was just denoised."""
-        if not self.traits.has_exact_cache or self._cached_len == self.canvas.block_start:
-            return RowKind.DENOISE
-        return RowKind.DENOISE if self._commit_rides() else RowKind.PREFILL
-
-    def _commit_rides(self) -> bool:
-        """Whether what lacks keys and values is one block that came out of denoising."""
-        missing = self.canvas.block_start - self._cached_len
-        first_open = self.canvas.prompt_len // self.canvas.block_length * self.canvas.block_length
-        return missing == self.canvas.block_length and self._cached_len >= first_open
+        """Return PREFILL while the next step needs keys that are not there."""
+        return RowKind.PREFILL if self.context.is_missing(self.canvas, self.round) else RowKind.DENOISE
 
     def rows(self, request_id: str, max_tokens: int) -> tuple[Row, ...]:
-        """Return the rows of the next step; a prefill takes whole blocks, one at least."""
-        canvas = self.canvas
+        """Return the rows of the next step; a prefill takes about max_tokens, one block at least."""
         if self.phase() is RowKind.PREFILL:
-            block = canvas.block_length
-            end = min(canvas.block_start, self._cached_len + max(block, max_tokens // block * block))
-            return (_row(request_id, RowKind.PREFILL, self._cached_len, end),)
-        num_open = int(canvas.undecided[canvas.block_start : canvas.block_end].sum())
-        logits_bytes = num_open * self.traits.vocab_size * _LOGIT_BYTES
-        if not self.traits.has_exact_cache:
-            cond = _row(request_id, RowKind.DENOISE, 0, canvas.length, logits_bytes=logits_bytes)
-            if not self.transform.guidance_scale:
-                return (cond,)
-            uncond = _row(
-                request_id, RowKind.DENOISE, 0, canvas.length, branch="uncond", logits_bytes=logits_bytes
-            )
-            return (cond, uncond)
-        denoise = _row(
-            request_id, RowKind.DENOISE, canvas.block_start, canvas.block_end, logits_bytes=logits_bytes
+            return (self.context.prefill_row(request_id, self.canvas, max_tokens),)
+        step = self.round
+        assert step is not None
+        num_read = len(self.read_positions(step))
+        denoise = self._denoise_row(request_id, step, "cond", num_read)
+        if self.transform.guidance_scale:
+            return (denoise, self._denoise_row(request_id, step, "uncond", num_read))
+        riding = self.context.riding_row(request_id, self.canvas)
+        return (denoise,) if riding is None else (riding, denoise)
+
+    def _denoise_row(self, request_id: str, step: Round, branch: str, num_read: int) -> Row:
+        feed = step.feed
+        logits_bytes = num_read * self.traits.vocab_size * _LOGIT_BYTES
+        return Row(
+            request_id=request_id,
+            kind=RowKind.DENOISE,
+            start=feed.start,
+            end=feed.end,
+            branch=branch,
+            slot=feed.slot,
+            visible=feed.visible,
+            cost=Cost(tokens=feed.end - feed.start, rows=1, logits_bytes=logits_bytes),
         )
-        if self._cached_len < canvas.block_start:
-            return (_row(request_id, RowKind.COMMIT, self._cached_len, canvas.block_start), denoise)
-        return (denoise,)
+
+    def read_positions(self, step: Round) -> NDArray[np.int64]:
+        """Return the canvas positions whose logits the algorithm needs."""
+        read = step.eligible
+        if self.algorithm.reads_decided:
+            read = read | ~self.canvas.pinned[step.start : step.stop]
+        return step.start + np.flatnonzero(read)
+
+    def input_ids(self, row: Row) -> NDArray[np.int64]:
+        """Return the tokens i64[end - start] that a row feeds; guidance hides what the request brought."""
+        ids = self.context.input_ids(row, self.canvas)
+        if row.branch == "uncond":
+            return np.where(self.canvas.given[row.start : row.end], self.traits.mask_token_id, ids)
+        return ids
+
+    @property
+    def addend(self) -> Tensor | None:
+        """Return the expected embeddings [W, width] that the next step's tokens are fed with, if any."""
+        return self.algorithm.addend(self.canvas.algorithm_state)
 
     def pages_for(self, rows: tuple[Row, ...]) -> int:
-        """Return how many pages hold everything up to the last position that is fed."""
-        return self._pages(max(row.end for row in rows))
+        """Return how many pages hold everything that is written or seen."""
+        if not self.walk.uses_slots:
+            return 0
+        return self._pages(max(max((row.slot or 0) + row.end - row.start, row.visible or 0) for row in rows))
 
     def pages_to_progress(self) -> int:
-        """Return the pages up to the end of the open block."""
-        return self._pages(self.canvas.block_end)
+        """Return the pages up to the end of the open block, or of the whole canvas where all of it is fed."""
+        if not self.walk.uses_slots:
+            return 0
+        return self._pages(self.canvas.block_end if self.traits.has_exact_cache else self.canvas.length)
 
     def pages_at_most(self) -> int:
         """Return the pages of the whole canvas."""
-        return self._pages(self.canvas.length)
+        return self._pages(self.canvas.length + self.walk.extra_slots) if self.walk.uses_slots else 0
 
-    def _pages(self, num_tokens: int) -> int:
-        return -(-num_tokens // self._page_size) if self.traits.has_exact_cache else 0
+    def _pages(self, num_slots: int) -> int:
+        return -(-num_slots // self._page_size)
 
     def known_tokens(self) -> tuple[int, ...]:
-        """Return the tokens left of the open block."""
+        """Return the tokens left of the open block, where their keys are exact."""
         if not self.traits.has_exact_cache:
             return ()
         if len(self._known) != self.canvas.block_start:
@@ -112,22 +137,22 @@ class TextWork:
 
     def cache_key(self) -> str:
         """Keys and values depend on how the tokens are cut into blocks."""
-        return f"block{self.canvas.block_length}"
+        return f"block{self.canvas.block_length}" if self.traits.context_granularity != 1 else "causal"
 
     @property
     def block_length(self) -> int:
-        """Return B."""
-        return self.canvas.block_length
+        """Return how many tokens are cached, and shared, together."""
+        return self._page_size if self.traits.context_granularity == 1 else self.canvas.block_length
 
     def resume_at(self, cached_len: int) -> None:
         """Continue with this many cached positions; the canvas, decided positions included, is kept."""
-        self._cached_len = cached_len
+        self.context.reset(cached_len)
         if not self._nfe:
             self._hit_len = min(cached_len, self.canvas.prompt_len)
 
     def cached_len(self) -> int:
         """Return how many leading positions have final keys and values."""
-        return self._cached_len
+        return self.context.cached_len
 
     def usage(self) -> Usage:
         """Return what the request has cost so far."""
@@ -147,37 +172,59 @@ class TextWork:
             if result.row.kind is RowKind.DENOISE:
                 decision = result.decision or decision
             else:
-                self._cached_len = max(self._cached_len, result.row.end)
-        if decision is None:
+                self.context.note(result.row)
+        if decision is None or self.round is None:
             return Progress()
+        self.context.note_step(self.round, self.canvas)
         return self._decide(decision)
 
     def _decide(self, decision: Decision) -> Progress:
         canvas = self.canvas
         self._denoise_steps += 1
-        # A mask id that a reference lets a model predict is written and decides nothing.
-        transfer = decision.transfer & ~canvas.pinned[decision.start : decision.start + len(decision.tokens)]
-        chosen = np.flatnonzero(transfer & (decision.tokens != self.traits.mask_token_id))
-        canvas.write(decision.start + chosen, decision.tokens[chosen])
+        chosen = self._write(decision)
         if self.spec.logprobs is not None:
-            self._note_logprobs(decision, chosen)
+            self._note_logprobs(decision, chosen - decision.start)
         canvas.step += 1
         canvas.algorithm_state = decision.state
         view = self._view(decision) if self.spec.include_canvas else None
         self.end_rule.settle(canvas)
-        is_block_done = decision.done
-        if is_block_done is None:
-            is_block_done = not bool(canvas.undecided[canvas.block_start : canvas.block_end].any())
-        if is_block_done:
-            canvas.commit_block()
-        ending = self.end_rule.check(
-            canvas,
+        block_end = canvas.block_end
+        is_block_done = self.walk.settle(canvas, decision, chosen)
+        if is_block_done and not decision.transfer.any() and decision.renoised is None:
+            self.context.note_unchanged(block_end)
+        ending = self._ending(chosen, is_block_done)
+        if ending.reason is None:
+            self.round = self.walk.next_round(canvas)
+            if self.round is None:
+                canvas.close()
+                ending = self._ending(chosen, is_block_done)
+        return self._emit(ending.output_end, ending.reason, view)
+
+    def _ending(self, written: NDArray[np.int64], is_block_done: bool) -> Ending:
+        canvas = self.canvas
+        after = Step(
             seen=self._output_end,
             settled=self._settled_end(),
             limit=min(canvas.prompt_len + self.spec.max_tokens, canvas.length),
             is_block_done=is_block_done,
+            written=written,
         )
-        return self._emit(ending.output_end, ending.reason, view)
+        return self.end_rule.check(canvas, after)
+
+    def _write(self, decision: Decision) -> NDArray[np.int64]:
+        """Write a decision and return the positions that it decided."""
+        canvas, start = self.canvas, decision.start
+        span = slice(start, start + len(decision.tokens))
+        if decision.renoised is not None:
+            still = canvas.undecided[span] & ~decision.transfer
+            canvas.token_ids[span][still] = decision.renoised[still]
+        transfer = decision.transfer & ~canvas.pinned[span]
+        is_mask = decision.tokens == self.traits.mask_token_id
+        chosen: NDArray[np.int64] = start + np.flatnonzero(transfer & ~is_mask)
+        canvas.write(chosen, decision.tokens[chosen - start])
+        # A mask that a reference lets a model predict, or an algorithm puts there, is open again.
+        canvas.reopen(start + np.flatnonzero(transfer & is_mask), self.traits.mask_token_id)
+        return chosen
 
     def _settled_end(self) -> int:
         """Return the end of the contiguous decided prefix that can no longer change."""
@@ -199,9 +246,9 @@ class TextWork:
             logprobs = tuple(self._logprobs.pop(position, pinned) for position in range(start, output_end))
         return Progress(token_ids=tokens, logprobs=logprobs, canvas=view, finish_reason=reason)
 
-    def _note_logprobs(self, decision: Decision, chosen: Any) -> None:
+    def _note_logprobs(self, decision: Decision, offsets: NDArray[np.int64]) -> None:
         width = self.spec.logprobs or 0
-        for offset in chosen.tolist():
+        for offset in offsets.tolist():
             self._logprobs[decision.start + offset] = TokenLogprob(
                 logprob=float(decision.logprob[offset]),
                 top_ids=tuple(decision.top_ids[offset, :width].tolist()),
@@ -209,7 +256,7 @@ class TextWork:
             )
 
     def _view(self, decision: Decision) -> CanvasView:
-        """Return the open block with the best guesses of this step; positions of the prompt are left out."""
+        """Return the open window with the best guesses of this step; positions of the prompt are left out."""
         canvas = self.canvas
         start = max(decision.start, canvas.prompt_len)
         span = slice(start - decision.start, len(decision.tokens))
@@ -223,10 +270,3 @@ class TextWork:
             confidence=tuple(round(value, 6) for value in decision.confidence[span].tolist()),
             undecided=tuple(undecided.tolist()),
         )
-
-
-def _row(
-    request_id: str, kind: RowKind, start: int, end: int, *, branch: str = "cond", logits_bytes: int = 0
-) -> Row:
-    cost = Cost(tokens=end - start, rows=1, logits_bytes=logits_bytes)
-    return Row(request_id=request_id, kind=kind, start=start, end=end, branch=branch, cost=cost)

@@ -16,7 +16,7 @@ from sfumato.text.decoding.fast_dllm import FastDLLM
 from sfumato.text.decoding.llada import LLaDA
 from sfumato.text.decoding.low_confidence import LowConfidence
 from sfumato.text.decoding.protocol import Algorithm, Statistics, View
-from sfumato.text.decoding.registry import ALGORITHMS, describe, make_algorithm
+from sfumato.text.decoding.registry import ALGORITHMS, algorithm_class, describe, make_algorithm
 from sfumato.text.decoding.sdar import SDAR
 
 WIDTH = 8
@@ -33,15 +33,24 @@ def decide(
     undecided = torch.tensor([row[1] for row in rows])
     view = View(
         token_ids=torch.zeros(undecided.shape, dtype=torch.long),
-        undecided=undecided,
+        eligible=undecided,
         editable=~undecided,
+        focus=undecided,
+        is_given=torch.zeros_like(undecided),
         step=torch.tensor([row[2] for row in rows]),
         masks_at_start=torch.full((len(rows),), WIDTH),
         block_length=[WIDTH] * len(rows),
         num_blocks=[1] * len(rows),
+        mask_token_id=[0] * len(rows),
     )
+    confidence = torch.tensor([row[0] for row in rows])
     statistics = Statistics(
-        token=torch.ones_like(view.token_ids), confidence=torch.tensor([row[0] for row in rows])
+        token=torch.ones_like(view.token_ids),
+        confidence=confidence,
+        entropy=1 - confidence,
+        margin=confidence / 2,
+        top_ids=torch.ones(*confidence.shape, 1, dtype=torch.long),
+        top_probabilities=confidence[..., None],
     )
     outcome = type(algorithms[0]).decide(algorithms, view, statistics, [None] * len(rows))
     return [torch.nonzero(row).flatten().tolist() for row in outcome.transfer]
@@ -128,7 +137,7 @@ def test_sdar_strategies(row: Any, strategy: str, threshold: float, steps: int) 
     assert decide([algorithm], [row]) == [expected]
 
 
-@pytest.mark.parametrize("name", sorted(ALGORITHMS))
+@pytest.mark.parametrize("name", [name for name in sorted(ALGORITHMS) if not algorithm_class(name).renoises])
 def test_every_algorithm_always_decides_something(name: str) -> None:
     algorithm = make_algorithm(Decoding(algorithm=name))
     for seed in range(20):

@@ -7,24 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
-from sfumato.errors import NotSupported
 from sfumato.text.decoding.protocol import (
+    Algorithm,
     Outcome,
     Statistics,
     Transform,
     View,
     parameter,
+    per_row,
+    require_bidirectional,
     require_whole_steps,
 )
 from sfumato.text.decoding.ranking import scheduled_count, top_positions
 
 
 @dataclass(frozen=True, slots=True)
-class LLaDA:
+class LLaDA(Algorithm):
     """Each step decides a scheduled number of positions, the most confident (or random) ones first."""
 
     steps: int | None = parameter(
@@ -42,9 +44,6 @@ class LLaDA:
     is_reference: bool = False
     # Reference variant: at temperatures above 0 only the end-of-turn token loses its confidence.
     spares_eos: bool = False
-
-    is_monotone: ClassVar[bool] = True
-    reads_decided: ClassVar[bool] = False
 
     @property
     def needs_uniform(self) -> bool:
@@ -64,31 +63,26 @@ class LLaDA:
     def check(self, *, block_length: int, num_blocks: int, is_bidirectional: bool) -> None:
         """The steps must divide over the blocks; guidance needs a model without an exact cache."""
         require_whole_steps(self.steps, num_blocks)
-        if self.cfg_scale and not is_bidirectional:
-            raise NotSupported(
-                "cfg_scale needs a model with bidirectional attention",
-                field="algorithm_parameters.cfg_scale",
-                value=self.cfg_scale,
-            )
+        if self.cfg_scale:
+            require_bidirectional("cfg_scale", self.cfg_scale, is_bidirectional)
 
     @staticmethod
     def decide(rows: Sequence[LLaDA], view: View, statistics: Statistics, states: Sequence[Any]) -> Outcome:
         """Take the scheduled number of undecided positions."""
-        device = view.step.device
         num_steps = [
             row.steps // blocks if row.steps else length
             for row, blocks, length in zip(rows, view.num_blocks, view.block_length, strict=True)
         ]
-        steps = torch.tensor(num_steps, device=device)
+        steps = per_row(num_steps, view)
         score = statistics.confidence
         if view.uniform is not None:
-            is_random = torch.tensor([row.needs_uniform for row in rows], device=device)
+            is_random = per_row([row.needs_uniform for row in rows], view)
             score = torch.where(is_random[:, None], view.uniform, score)
         count = scheduled_count(view.masks_at_start, steps, view.step)
-        transfer = top_positions(score, view.undecided, count)
+        transfer = top_positions(score, view.eligible, count)
         done = None
         if any(row.is_reference for row in rows):
-            is_reference = torch.tensor([row.is_reference for row in rows], device=device)
-            is_decided = ~(view.undecided & ~transfer).any(-1)
+            is_reference = per_row([row.is_reference for row in rows], view)
+            is_decided = ~(view.eligible & ~transfer).any(-1)
             done = torch.where(is_reference, view.step + 1 >= steps, is_decided)
         return Outcome(transfer=transfer, tokens=statistics.token, done=done)

@@ -4,44 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
-import torch
-
-from sfumato.text.decoding.protocol import Outcome, Statistics, Transform, View, parameter
+from sfumato.text.decoding.protocol import Algorithm, Outcome, Statistics, Transform, View, parameter, per_row
 from sfumato.text.decoding.ranking import rank_descending
 
 
 @dataclass(frozen=True, slots=True)
-class LowConfidence:
+class LowConfidence(Algorithm):
     """Each step decides every position whose confidence is above the threshold, else the single best one."""
 
     threshold: float = parameter(0.95, "positions more confident than this are decided together", minimum=0.0)
     max_steps: int | None = parameter(None, "steps per block; the last one decides what is left", minimum=1)
 
-    is_monotone: ClassVar[bool] = True
-    reads_decided: ClassVar[bool] = False
-
-    @property
-    def needs_uniform(self) -> bool:
-        return False
-
     def transform(self, ends: tuple[int, ...], eot: int | None) -> Transform:
         """The confidence is that of the distribution a token is drawn from."""
         return Transform(filtered_confidence=True)
-
-    def check(self, *, block_length: int, num_blocks: int, is_bidirectional: bool) -> None:
-        """Fits every canvas."""
 
     @staticmethod
     def decide(
         rows: Sequence[LowConfidence], view: View, statistics: Statistics, states: Sequence[Any]
     ) -> Outcome:
         """Compare with the threshold; the best undecided position always goes."""
-        device = view.step.device
-        threshold = torch.tensor([row.threshold for row in rows], device=device)
-        ranks = rank_descending(statistics.confidence, view.undecided)
-        caps = torch.tensor([row.max_steps or 0 for row in rows], device=device)
+        threshold = per_row([row.threshold for row in rows], view)
+        ranks = rank_descending(statistics.confidence, view.eligible)
+        caps = per_row([row.max_steps or 0 for row in rows], view)
         is_last = (caps > 0) & (view.step + 1 >= caps)
         above = (statistics.confidence > threshold[:, None]) | is_last[:, None]
-        return Outcome(transfer=(above | (ranks == 0)) & view.undecided, tokens=statistics.token)
+        return Outcome(transfer=(above | (ranks == 0)) & view.eligible, tokens=statistics.token)

@@ -13,10 +13,21 @@ from sfumato.errors import RequestError
 from sfumato.text.decoding.protocol import Algorithm
 
 ALGORITHMS: dict[str, str] = {
-    "llada": "sfumato.text.decoding.llada:LLaDA",
+    "block_refinement": "sfumato.text.decoding.block_refinement:BlockRefinement",
+    "d3llm": "sfumato.text.decoding.d3llm:D3LLM",
+    "dinfer": "sfumato.text.decoding.dinfer:DInfer",
+    "discrete_ddim": "sfumato.text.decoding.discrete_ddim:DiscreteDDIM",
+    "dream": "sfumato.text.decoding.dream:Dream",
+    "entropy_bound": "sfumato.text.decoding.entropy_bound:EntropyBound",
+    "entropy_threshold": "sfumato.text.decoding.entropy_threshold:EntropyThreshold",
     "fast_dllm": "sfumato.text.decoding.fast_dllm:FastDLLM",
+    "fast_dllm_dream": "sfumato.text.decoding.fast_dllm_dream:FastDLLMDream",
+    "joint_threshold": "sfumato.text.decoding.joint_threshold:JointThreshold",
+    "joint_threshold_indel": "sfumato.text.decoding.joint_threshold_indel:JointThresholdInDel",
+    "llada": "sfumato.text.decoding.llada:LLaDA",
     "low_confidence": "sfumato.text.decoding.low_confidence:LowConfidence",
     "sdar": "sfumato.text.decoding.sdar:SDAR",
+    "uniform_refinement": "sfumato.text.decoding.uniform_refinement:UniformRefinement",
 }
 
 

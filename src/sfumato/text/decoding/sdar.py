@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 
 from sfumato.errors import RequestError
-from sfumato.text.decoding.protocol import Outcome, Statistics, Transform, View, parameter
+from sfumato.text.decoding.protocol import Algorithm, Outcome, Statistics, Transform, View, parameter, per_row
 from sfumato.text.decoding.ranking import rank_descending, scheduled_count
 
 STRATEGIES = ("low_confidence_static", "low_confidence_dynamic", "sequential")
 
 
 @dataclass(frozen=True, slots=True)
-class SDAR:
+class SDAR(Algorithm):
     """Each step decides a scheduled number of positions, more of them where they are confident enough."""
 
     remasking_strategy: str = parameter(
@@ -32,13 +32,6 @@ class SDAR:
     denoising_steps: int | None = parameter(
         None, "steps per block that the schedule plans for; default one token per step", minimum=1
     )
-
-    is_monotone: ClassVar[bool] = True
-    reads_decided: ClassVar[bool] = False
-
-    @property
-    def needs_uniform(self) -> bool:
-        return False
 
     def transform(self, ends: tuple[int, ...], eot: int | None) -> Transform:
         """The confidence is that of the distribution a token is drawn from."""
@@ -57,22 +50,18 @@ class SDAR:
     @staticmethod
     def decide(rows: Sequence[SDAR], view: View, statistics: Statistics, states: Sequence[Any]) -> Outcome:
         """Take the scheduled number by rank or position, or all above the threshold where they are more."""
-        device = view.step.device
-        lengths = torch.tensor(view.block_length, device=device)
-        num_steps = torch.tensor(
-            [row.denoising_steps or length for row, length in zip(rows, view.block_length, strict=True)],
-            device=device,
+        lengths = per_row(view.block_length, view)
+        num_steps = per_row(
+            (row.denoising_steps or length for row, length in zip(rows, view.block_length, strict=True)), view
         )
         count = scheduled_count(lengths, num_steps, view.step).clamp(min=1)
-        by_rank = rank_descending(statistics.confidence, view.undecided)
-        by_position = view.undecided.long().cumsum(-1) - 1
-        is_sequential = torch.tensor([row.remasking_strategy == "sequential" for row in rows], device=device)
+        by_rank = rank_descending(statistics.confidence, view.eligible)
+        by_position = view.eligible.long().cumsum(-1) - 1
+        is_sequential = per_row([row.remasking_strategy == "sequential" for row in rows], view)
         order = torch.where(is_sequential[:, None], by_position, by_rank)
-        threshold = torch.tensor([row.confidence_threshold for row in rows], device=device)
-        above = (statistics.confidence > threshold[:, None]) & view.undecided
-        is_dynamic = torch.tensor(
-            [row.remasking_strategy == "low_confidence_dynamic" for row in rows], device=device
-        )
+        threshold = per_row([row.confidence_threshold for row in rows], view)
+        above = (statistics.confidence > threshold[:, None]) & view.eligible
+        is_dynamic = per_row((row.remasking_strategy == "low_confidence_dynamic" for row in rows), view)
         takes_above = is_dynamic & (above.sum(-1) >= count)
-        transfer = torch.where(takes_above[:, None], above, order < count[:, None]) & view.undecided
+        transfer = torch.where(takes_above[:, None], above, order < count[:, None]) & view.eligible
         return Outcome(transfer=transfer, tokens=statistics.token)
