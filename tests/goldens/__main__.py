@@ -28,6 +28,7 @@ REPLAYS: dict[str, Callable[[Case], None]] = {
     "logits_prefix_kv": logits_cached.replay_prefix,
     "logits_dual_kv": logits_cached.replay_dual,
     "logits_kv_append": logits_cached.replay_append,
+    "official_log_likelihood": llada.replay_log_likelihood,
     "selection": steps.replay_selection,
     "sglang_step_low_confidence": steps.replay_mask_steps,
     "sglang_step_joint_threshold": steps.replay_mask_steps,

@@ -4,19 +4,23 @@ from __future__ import annotations
 
 from typing import Any
 
+from sfumato.core.messages import Output
 from sfumato.core.spec import Sampling
+from sfumato.engine.engine import Engine
+from sfumato.engine.frontend import make_score_spec
 from sfumato.text.decoding.d3llm import D3LLM
 from sfumato.text.decoding.entropy_threshold import EntropyThreshold
 from sfumato.text.decoding.fast_dllm import FastDLLM
 from sfumato.text.decoding.llada import LLaDA
 from sfumato.text.decoding.protocol import Algorithm
-from sfumato.text.door import Replay
+from sfumato.text.door import Replay, ScoreReplay
 from sfumato.text.ends import CanvasEnd, EndRule, FillAfterEos
 from sfumato.text.random_source import RandomSource
 from tests.goldens.cases import Case
 from tests.goldens.replay import (
     Asked,
     Checkpoint,
+    Mismatch,
     Planned,
     Recording,
     expect_canvases,
@@ -28,6 +32,8 @@ from tests.goldens.sources import ArgmaxSource, RecordedOrder, TorchSource
 
 # The official code names both ids as numbers; the cases record what they were replaced by.
 _OFFICIAL_EOT = "126348"
+# The README's.
+_LIKELIHOOD_TOLERANCE = 1e-2
 
 
 def plan_official(case: Case) -> Planned:
@@ -85,6 +91,34 @@ def plan_d3llm_multi_block(case: Case) -> Planned:
         reference_eos=params.get("eos_token_id"),
     )
     return _plan(case, algorithm, CanvasEnd())
+
+
+def replay_log_likelihood(case: Case) -> None:
+    """Replay ML-GSAI/LLaDA's get_log_likelihood on its recorded maskings, through the engine."""
+    params = case["params"]
+    loaded = load_for(Checkpoint(case.checkpoint_path, mask_token_id=params["mask_id"]))
+    (prompt,) = case["prompt_ids"]
+    target = case["answer_ids"][0] if isinstance(case["answer_ids"][0], list) else case["answer_ids"]
+    sequences = case.tensors["perturbed_seq"].flatten(0, 1)[:, len(prompt) :]
+    spec = make_score_spec(
+        prompt,
+        target,
+        loaded.traits,
+        num_samples=params["mc_num"],
+        batch_size=params["batch_size"],
+        cfg_scale=params.get("cfg_scale", 0.0),
+    )
+    engine = Engine.from_loaded(loaded)
+    masks = (sequences == params["mask_id"]).numpy()
+    engine.add_request((), spec=spec, replay=ScoreReplay(masks))
+    outputs: list[Output] = []
+    while engine.has_work:
+        outputs += [output for turn in engine.step() for output in turn.outputs]
+    score = outputs[-1].score
+    if score is None:
+        raise Mismatch(f"no score: {outputs[-1].error}")
+    if not abs(score.log_likelihood - case["log_likelihood"]) <= _LIKELIHOOD_TOLERANCE:
+        raise Mismatch(f"log likelihood {score.log_likelihood}, expected {case['log_likelihood']}")
 
 
 def _plan(case: Case, algorithm: Algorithm, end_rule: EndRule) -> Planned:

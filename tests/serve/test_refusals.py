@@ -202,7 +202,6 @@ def test_wrong_values_name_the_field(server: Server, path: str, fields: dict[str
         ("/v1/completions", {"prompt": [5] * 600}, "prompt"),
         ("/v1/completions", {"prompt": "\ud800"}, "prompt"),
         ("/v1/completions", {"prompt": ["a"] * 100, "n": 100}, "prompt"),
-        ("/v1/completions", {"echo": True, "logprobs": 1}, "echo"),
     ],
 )
 def test_wrong_prompts_name_the_field(server: Server, path: str, fields: dict[str, Any], param: str) -> None:

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from sfumato.core.spec import TextSpec
+from sfumato.core.spec import ScoreSpec, TextSpec
 
 
 class FinishReason(StrEnum):
@@ -23,7 +23,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     """A new request; timeout in seconds from its arrival."""
 
     request_id: str
-    spec: TextSpec
+    spec: TextSpec | ScoreSpec
     priority: int = 0
     timeout: float | None = None
 
@@ -65,6 +65,17 @@ class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
     top_logprobs: tuple[float, ...] = ()
 
 
+class Score(msgspec.Struct, frozen=True, kw_only=True):
+    """A log likelihood in nats; standard_error: of a Monte Carlo estimate, None where it is exact or unknown.
+
+    tokens: each target token's own log probability, where they were asked for.
+    """
+
+    log_likelihood: float
+    standard_error: float | None = None
+    tokens: tuple[TokenLogprob, ...] = ()
+
+
 class CanvasView(msgspec.Struct, frozen=True, kw_only=True):
     """The open block after a step: best guesses and confidences, counted from the first output token."""
 
@@ -100,6 +111,7 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     canvas: CanvasView | None = None
+    score: Score | None = None
     usage: Usage = Usage()
     finish_reason: FinishReason | None = None
     error: str | None = None

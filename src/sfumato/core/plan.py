@@ -14,6 +14,7 @@ class RowKind(StrEnum):
     PREFILL = "prefill"
     DENOISE = "denoise"
     COMMIT = "commit"
+    SCORE = "score"
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -38,7 +39,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
     start, end: canvas positions that are fed. branch: "cond", or "uncond" under guidance.
     slot: first slot of the request's page table that takes their keys; None: the row sees itself alone.
-    visible: how many slots all of its queries see; None: as the model's attention says.
+    visible: how many slots all of its queries see, and the row's own behind them; None: as the model's
+    attention says. sample: which of a request's maskings a scoring row feeds.
     key: rows of one forward share it.
     """
 
@@ -49,6 +51,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     branch: str = "cond"
     slot: int | None = None
     visible: int | None = None
+    sample: int = 0
     key: str = "text"
     cost: Cost = Cost()
 
@@ -98,11 +101,23 @@ class Decision(msgspec.Struct, frozen=True, kw_only=True):
     state: Any = None
 
 
+class Scores(msgspec.Struct, frozen=True, kw_only=True):
+    """What a scoring row read, as numpy arrays over its positions.
+
+    logprob: f32[m] of the tokens that stand there; top_ids i64[m, K] and top_logprobs f32[m, K] if asked for.
+    """
+
+    logprob: Any
+    top_ids: Any = None
+    top_logprobs: Any = None
+
+
 class RowResult(msgspec.Struct, frozen=True, kw_only=True):
     """What came of one row; an error ends its request alone."""
 
     row: Row
     decision: Decision | None = None
+    scores: Scores | None = None
     error: str | None = None
 
 

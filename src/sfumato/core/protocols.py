@@ -8,7 +8,7 @@ from typing import Protocol
 from sfumato.core.messages import Message, Turn
 from sfumato.core.plan import StepPlan, StepResult
 from sfumato.core.request import Request, Work
-from sfumato.core.spec import TextSpec
+from sfumato.core.spec import Spec
 
 
 class Inbox(Protocol):
@@ -41,7 +41,7 @@ class Runner(Protocol):
 class WorkFactory(Protocol):
     """Builds the work of a request, or refuses it at the door."""
 
-    def __call__(self, request_id: str, spec: TextSpec) -> Work:
+    def __call__(self, request_id: str, spec: Spec) -> Work:
         """Return the work. Raises RequestError for what can never be served."""
         ...
 

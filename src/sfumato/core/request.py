@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Protocol
 
-from sfumato.core.messages import CanvasView, FinishReason, TokenLogprob, Usage
+from sfumato.core.messages import CanvasView, FinishReason, Score, TokenLogprob, Usage
 from sfumato.core.plan import Row, RowKind, RowResult
 
 
@@ -25,6 +25,7 @@ class Progress:
     token_ids: tuple[int, ...] = ()
     logprobs: tuple[TokenLogprob, ...] | None = None
     canvas: CanvasView | None = None
+    score: Score | None = None
     finish_reason: FinishReason | None = None
 
 

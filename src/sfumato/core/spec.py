@@ -29,7 +29,7 @@ class Decoding(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, ParameterValue] = {}
 
 
-class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
+class TextSpec(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     """One text request, validated against a model's traits.
 
     prompt_ids: tokens in front of the canvas, all pinned.
@@ -50,3 +50,24 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: int | None = None
     include_canvas: bool = False
     choice: int = 0
+
+
+class ScoreSpec(msgspec.Struct, frozen=True, kw_only=True, tag="score"):
+    """The log likelihood of tokens behind others.
+
+    target_ids: what is scored, behind prompt_ids. num_samples: maskings of a Monte Carlo estimate, drawn in
+    strata of batch_size; 0 for models that are scored exactly, block by block. cfg_scale: guidance, 0 is off.
+    logprobs: how many alternatives to report per scored token; None reports no tokens.
+    """
+
+    prompt_ids: tuple[int, ...]
+    target_ids: tuple[int, ...]
+    block_length: int
+    num_samples: int = 0
+    batch_size: int = 1
+    seed: int = 0
+    cfg_scale: float = 0.0
+    logprobs: int | None = None
+
+
+Spec = TextSpec | ScoreSpec

@@ -15,6 +15,7 @@ from sfumato.core.messages import (
     Abort,
     FinishReason,
     Message,
+    Score,
     StepStats,
     Stop,
     Submit,
@@ -23,7 +24,7 @@ from sfumato.core.messages import (
     Usage,
 )
 from sfumato.core.request import Request
-from sfumato.core.spec import TextSpec
+from sfumato.core.spec import Spec
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.build import Loaded, build_loop, load
 from sfumato.engine.frontend import (
@@ -32,12 +33,13 @@ from sfumato.engine.frontend import (
     SamplingParams,
     check_params,
     draw_seed,
+    make_score_spec,
     make_spec,
 )
 from sfumato.engine.loop import EngineLoop
 from sfumato.errors import EngineError, RequestError
 from sfumato.models.weights import ProgressCallback
-from sfumato.text.door import Replay, TextDoor
+from sfumato.text.door import Replay, ScoreReplay, TextDoor
 from sfumato.text.tokenizer import Tokenizer
 
 _KEPT_STEPS = 10_000
@@ -165,8 +167,8 @@ class Engine:
         *,
         request_id: str | None = None,
         choice: int = 0,
-        replay: Replay | None = None,
-        spec: TextSpec | None = None,
+        replay: Replay | ScoreReplay | None = None,
+        spec: Spec | None = None,
     ) -> str:
         """Queue one choice of a request for the next step and return its id.
 
@@ -278,6 +280,42 @@ class Engine:
         finally:
             for request_id in open_choices:
                 self.abort(request_id)
+
+    def log_likelihood(
+        self,
+        prompt: Prompt,
+        completion: str | Sequence[int],
+        *,
+        num_samples: int | None = None,
+        batch_size: int | None = None,
+        seed: int = 0,
+        cfg_scale: float = 0.0,
+        logprobs: int | None = None,
+    ) -> Score:
+        """Return the log likelihood in nats of a completion behind a prompt.
+
+        Exact, as left-to-right decoding within blocks draws it, where the model's context is causal; else the
+        Monte Carlo estimate of arXiv:2502.09992 over num_samples maskings in strata of batch_size, with
+        guidance of cfg_scale. logprobs: alternatives per token of an exact score. Raises RequestError.
+        """
+        spec = make_score_spec(
+            self.encode(prompt),
+            self.encode(completion),
+            self.traits,
+            num_samples=num_samples,
+            batch_size=batch_size,
+            seed=seed,
+            cfg_scale=cfg_scale,
+            logprobs=logprobs,
+        )
+        request_id = self.add_request((), spec=spec)
+        while True:
+            for turn in self.step():
+                for output in turn.outputs:
+                    if output.request_id == request_id and output.finish_reason is not None:
+                        if output.score is None:
+                            raise EngineError(output.error or "the score was not computed")
+                        return output.score
 
     def close(self) -> None:
         """End every request and the loop."""

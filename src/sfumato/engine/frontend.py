@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from sfumato.core.messages import CanvasView, FinishReason, Output, TokenLogprob, Usage
-from sfumato.core.spec import Decoding, ParameterValue, Sampling, TextSpec
+from sfumato.core.spec import Decoding, ParameterValue, Sampling, ScoreSpec, TextSpec
 from sfumato.core.traits import BlockOrigin, ModelTraits
 from sfumato.errors import RequestError
 from sfumato.text.tokenizer import StopStrings, TextStream, Tokenizer
@@ -52,6 +52,9 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
 # A request that says nothing gets this many tokens where neither the checkpoint nor its context say less.
 _DEFAULT_MAX_TOKENS = 1024
 MAX_CHOICES = 128
+# Maskings of a Monte Carlo estimate, as the LLaDA paper evaluates with, and how many share a stratum.
+_DEFAULT_SAMPLES = 128
+_DEFAULT_STRATUM = 16
 
 
 def draw_seed() -> int:
@@ -108,6 +111,33 @@ def make_spec(
         logprobs=params.logprobs,
         include_canvas=params.include_canvas,
         choice=choice,
+    )
+
+
+def make_score_spec(
+    prompt_ids: Sequence[int],
+    target_ids: Sequence[int],
+    traits: ModelTraits,
+    *,
+    num_samples: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    cfg_scale: float = 0.0,
+    logprobs: int | None = None,
+    block_length: int | None = None,
+) -> ScoreSpec:
+    """Return what scores target_ids behind prompt_ids; an estimate takes 128 samples in strata of 16."""
+    is_exact = traits.has_exact_cache
+    samples = (0 if is_exact else _DEFAULT_SAMPLES) if num_samples is None else num_samples
+    return ScoreSpec(
+        prompt_ids=tuple(prompt_ids),
+        target_ids=tuple(target_ids),
+        block_length=block_length or traits.block_length,
+        num_samples=samples,
+        batch_size=min(_DEFAULT_STRATUM, max(1, samples)) if batch_size is None else batch_size,
+        seed=seed,
+        cfg_scale=cfg_scale,
+        logprobs=logprobs,
     )
 
 

@@ -268,6 +268,7 @@ def _output(
         token_ids=progress.token_ids,
         logprobs=progress.logprobs,
         canvas=progress.canvas,
+        score=progress.score,
         usage=request.work.usage(),
         finish_reason=reason,
         error=error,

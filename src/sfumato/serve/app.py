@@ -6,7 +6,7 @@ from fastapi import Depends, FastAPI
 
 import sfumato
 from sfumato.core.messages import Turn
-from sfumato.serve import chat, completions, errors, health, metrics, models, tokens
+from sfumato.serve import chat, completions, errors, health, metrics, models, scoring, tokens
 from sfumato.serve.auth import check_key
 from sfumato.serve.metrics import Metrics
 from sfumato.serve.registry import Registry, ServedModel
@@ -22,7 +22,7 @@ def create_app(registry: Registry, settings: ServerSettings) -> FastAPI:
     for model in registry.models.values():
         _watch(model, app.state.metrics)
     locked = [Depends(check_key)]
-    for family in (models, chat, completions, tokens):
+    for family in (models, chat, completions, scoring, tokens):
         app.include_router(family.router, dependencies=locked)
     for family in (health, metrics):
         app.include_router(family.router)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
 from sfumato.serve.calls import open_call, respond
-from sfumato.serve.generation import Call, Collected, Generation, Piece, canvas_field
+from sfumato.serve.generation import Call, Collected, Generation, Piece, canvas_field, collect
 from sfumato.serve.logprobs import completion_logprobs
 from sfumato.serve.registry import ServedModel
 from sfumato.serve.schema import CompletionRequest
+from sfumato.serve.scoring import check_echo, echoed_logprobs, prompt_logprobs
+from sfumato.serve.streams import CLIENT_GONE, ClientGone, json_response, until_gone
 
 router = APIRouter()
 
@@ -22,6 +25,8 @@ router = APIRouter()
 async def create(request: Request, body: CompletionRequest) -> Response:
     """Continue one or more prompts."""
     call = open_call(request, body, prefix="cmpl")
+    if body.scores_prompt:
+        return await respond_scored(request, call, body)
     return await respond(
         request,
         _start(request, call, body),
@@ -33,6 +38,43 @@ async def create(request: Request, body: CompletionRequest) -> Response:
 async def _start(request: Request, call: Call, body: CompletionRequest) -> Generation:
     prompts = await asyncio.gather(*(call.model.encode(prompt) for prompt in body.prompt))
     return await Generation.start(call, request.app.state.metrics, prompts)
+
+
+async def respond_scored(request: Request, call: Call, body: CompletionRequest) -> Response:
+    """Answer with the log probabilities of the prompts' tokens too, and perhaps with nothing but them."""
+    try:
+        return json_response(await until_gone(request, _scored(request, call, body)))
+    except ClientGone:
+        return Response(status_code=CLIENT_GONE)
+
+
+async def _scored(request: Request, call: Call, body: CompletionRequest) -> dict[str, Any]:
+    check_echo(call.model)
+    prompts = await asyncio.gather(*(call.model.encode(prompt) for prompt in body.prompt))
+    scored = await prompt_logprobs(call.model, call.id, prompts, body.logprobs or 0, body.block_length)
+    num_choices = len(prompts) * call.params.n
+    finished = [Collected(finish_reason="length") for _ in range(num_choices)]
+    num_tokens = sum(map(len, prompts))
+    usage: dict[str, Any] = {
+        "prompt_tokens": num_tokens,
+        "completion_tokens": 0,
+        "total_tokens": num_tokens,
+    }
+    if body.max_tokens != 0:
+        generation = await Generation.start(call, request.app.state.metrics, prompts, logs_all=True)
+        try:
+            finished = await collect(generation)
+        finally:
+            generation.close()
+        usage = generation.usage()
+    choices = []
+    for index, choice in enumerate(finished):
+        shown = _choice(call, body, index, choice)
+        prompt = scored[index // call.params.n]
+        offset = len(_echo(call, body, index))
+        moved = [replace(entry, offset=entry.offset + offset) for entry in choice.entries]
+        choices.append({**shown, "logprobs": echoed_logprobs(call.model, prompt, moved)})
+    return {**call.header("text_completion"), "choices": choices, "usage": usage}
 
 
 def _whole(

@@ -135,6 +135,18 @@ def _prompts(value: object) -> object:
 Prompts = Annotated[Any, BeforeValidator(_prompts)]
 
 
+def _one_prompt(value: object) -> object:
+    """One text or one list of token ids."""
+    if isinstance(value, str):
+        return _whole(value)
+    if is_token_ids(value):
+        return value
+    raise ValueError("expected a string or a list of token ids")
+
+
+OnePrompt = Annotated[Any, BeforeValidator(_one_prompt)]
+
+
 def _content(value: object) -> object:
     """Text, or a list of text parts, which become lines."""
     if value is None or isinstance(value, str):

@@ -78,10 +78,12 @@ class Generation:
     _is_open: bool = True
 
     @classmethod
-    async def start(cls, call: Call, metrics: Metrics, prompts: Sequence[list[int]]) -> Generation:
+    async def start(
+        cls, call: Call, metrics: Metrics, prompts: Sequence[list[int]], *, logs_all: bool = False
+    ) -> Generation:
         """Submit every choice and wait until the engine has accepted them.
 
-        Raises RequestError or EngineError.
+        logs_all: log probabilities of tokens without text too. Raises RequestError or EngineError.
         """
         params, model = call.params, call.model
         submissions, choices = [], {}
@@ -92,7 +94,7 @@ class Generation:
                 submissions.append(
                     Submit(request_id=request_id, spec=spec, priority=params.priority, timeout=params.timeout)
                 )
-                token_log = None if params.logprobs is None else TokenLog(model.tokenizer)
+                token_log = None if params.logprobs is None else TokenLog(model.tokenizer, gives_all=logs_all)
                 choices[request_id] = _Choice(index, Assembler(model.tokenizer, params.stop), token_log)
             outputs = await model.client.submit(submissions)
         except RequestError:

@@ -29,10 +29,12 @@ class TokenLog:
     """Gives out the log probabilities of one choice's tokens together with their text.
 
     A token is held back as long as its text is (a stop string may still cut it), and never given out if its
-    text is never shown: what stands behind a stop string, or the end token itself.
+    text is never shown: what stands behind a stop string, or the end token itself. gives_all: every token is
+    given at once, shown or not.
     """
 
-    def __init__(self, tokenizer: Tokenizer | None) -> None:
+    def __init__(self, tokenizer: Tokenizer | None, *, gives_all: bool = False) -> None:
+        self._gives_all = gives_all
         self._stream = None if tokenizer is None else TextStream(tokenizer)
         self._held: list[TokenEntry] = []
         self._end = 0
@@ -47,8 +49,21 @@ class TokenLog:
         count = next(
             (at for at, entry in enumerate(self._held) if entry.offset >= self._shown), len(self._held)
         )
+        if self._gives_all:
+            count = len(self._held)
         given, self._held = self._held[:count], self._held[count:]
         return given
+
+
+def text_offsets(tokenizer: Tokenizer | None, token_ids: Sequence[int]) -> list[int]:
+    """Return for each token how many characters of text stand in front of it."""
+    if tokenizer is None:
+        return list(range(len(token_ids)))
+    stream, end, offsets = TextStream(tokenizer), 0, []
+    for token_id in token_ids:
+        offsets.append(end)
+        end += len(stream.push([token_id]))
+    return offsets
 
 
 def chat_logprobs(model: ServedModel, entries: Sequence[TokenEntry]) -> dict[str, Any]:

@@ -27,13 +27,13 @@ MAX_ALTERNATIVES = 20
 # Choices of one call, prompts times n; a larger job is several calls.
 MAX_CHOICES_PER_CALL = 1024
 
-_STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 
 
 class StreamOptions(BaseModel):
     """How a stream is sent; include_canvas adds the open block of every denoise step."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     include_usage: bool | None = None
     include_canvas: bool | None = None
@@ -43,7 +43,7 @@ class StreamOptions(BaseModel):
 class TextRequest(BaseModel):
     """The fields that chat and plain completions share."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     model: str
     max_tokens: Count | None = None
@@ -119,7 +119,7 @@ def _role(value: object) -> object:
 class Message(BaseModel):
     """One turn of a conversation; developer is what system was called before."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_role)]
     content: Content = ""
@@ -185,10 +185,17 @@ class CompletionRequest(TextRequest):
     """Body of /v1/completions."""
 
     prompt: Prompts
+    # 0 only scores the prompt, with echo and logprobs.
+    max_tokens: Annotated[int, Field(ge=0, le=2**31 - 1)] | None = None
     logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
     echo: bool | None = None
     best_of: Count | None = None
     suffix: Annotated[Any, neutral("")] = None
+
+    @property
+    def scores_prompt(self) -> bool:
+        """Whether the prompt's own tokens are given log probabilities."""
+        return bool(self.echo) and self.logprobs is not None
 
     def params(self, seed: int) -> SamplingParams:
         """Return the engine's parameters. Raises ApiError for what is not supported together."""
@@ -196,8 +203,10 @@ class CompletionRequest(TextRequest):
         n = self.n or 1
         if self.best_of not in (None, 1, n):
             raise bad_request(f"best_of {self.best_of} is not supported unless it equals n", "best_of")
-        if self.echo and self.logprobs is not None:
-            raise bad_request("echo with logprobs is not supported: prompts are not scored", "echo")
+        if self.scores_prompt and self.stream:
+            raise bad_request("echo with logprobs is not streamed; leave stream out", "stream")
+        if self.max_tokens == 0 and not self.scores_prompt:
+            raise bad_request("max_tokens is 0: only echo with logprobs generates nothing", "max_tokens")
         if len(self.prompt) * n > MAX_CHOICES_PER_CALL:
             raise bad_request(
                 f"{len(self.prompt)} prompts times n {n} is more than {MAX_CHOICES_PER_CALL} choices",
@@ -209,7 +218,7 @@ class CompletionRequest(TextRequest):
 class TokenizeRequest(BaseModel):
     """Body of /tokenize: a prompt or messages."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     model: str | None = None
     prompt: str | None = None
@@ -222,7 +231,7 @@ class TokenizeRequest(BaseModel):
 class DetokenizeRequest(BaseModel):
     """Body of /detokenize."""
 
-    model_config = _STRICT
+    model_config = STRICT
 
     model: str | None = None
     tokens: TokenIds

@@ -62,9 +62,13 @@ def make_batch(
         else:
             last = row.slot + length
             slots = page_slots(item.pages, page_size, max(last, row.visible or last))
-            write_slots.append(slots[row.slot : last])
+            own = slots[row.slot : last]
+            write_slots.append(own)
             write_tokens.append(np.arange(total, total + length))
-            keys = torch.from_numpy(slots[: row.visible])
+            seen = slots[: row.visible]
+            if row.visible is not None and row.slot >= row.visible:
+                seen = np.concatenate([seen, own])
+            keys = torch.from_numpy(seen)
             segment = Segment(total, length, keys, _visible_end(item, traits))
         segments.append(segment)
         if traits.window is not None:

@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass, field
+from typing import assert_never
 
-from sfumato.core.spec import TextSpec
+import numpy as np
+from numpy.typing import NDArray
+
+from sfumato.core.spec import ScoreSpec, Spec, TextSpec
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import NotSupported, RequestError
 from sfumato.text.canvas import canvas_length, make_canvas
+from sfumato.text.checks import check_range, check_tokens
 from sfumato.text.decoding.protocol import Algorithm
 from sfumato.text.decoding.registry import make_algorithm
 from sfumato.text.ends import EndRule, PrefixEnd
 from sfumato.text.random_source import CounterSource, RandomSource
+from sfumato.text.scoring import MonteCarloWork, SequentialWork, check_score, draw_masks
 from sfumato.text.work import TextWork
 
 MAX_ALTERNATIVES = 20
@@ -27,6 +32,13 @@ class Replay:
     random_source: RandomSource
 
 
+@dataclass(frozen=True, slots=True)
+class ScoreReplay:
+    """The maskings of a recorded estimate, bool[S, T]."""
+
+    masks: NDArray[np.bool_]
+
+
 @dataclass(slots=True)
 class TextDoor:
     """Checks specs and builds the work of requests.
@@ -38,21 +50,48 @@ class TextDoor:
     page_size: int
     num_pages: int
     max_logits_bytes: int
-    replays: dict[str, Replay] = field(default_factory=dict)
+    replays: dict[str, Replay | ScoreReplay] = field(default_factory=dict)
 
-    def __call__(self, request_id: str, spec: TextSpec) -> TextWork:
+    def __call__(self, request_id: str, spec: Spec) -> TextWork | MonteCarloWork | SequentialWork:
         """Build the work of one request. Raises RequestError."""
         replay = self.replays.pop(request_id, None)
+        match spec:
+            case ScoreSpec():
+                return self._score(spec, replay if isinstance(replay, ScoreReplay) else None)
+            case TextSpec():
+                assert not isinstance(replay, ScoreReplay)
+                return self._text(spec, replay)
+            case _:
+                assert_never(spec)
+
+    def _score(self, spec: ScoreSpec, replay: ScoreReplay | None = None) -> MonteCarloWork | SequentialWork:
+        check_score(spec, self.traits, self.page_size)
+        work: MonteCarloWork | SequentialWork
+        if self.traits.has_exact_cache:
+            work = SequentialWork(spec, self.traits, self.page_size)
+        else:
+            masks = draw_masks(len(spec.target_ids), spec) if replay is None else replay.masks
+            work = MonteCarloWork(spec, self.traits, masks)
+        self._check_pages(work.pages_at_most(), len(work.token_ids))
+        return work
+
+    def _text(self, spec: TextSpec, replay: Replay | None) -> TextWork:
         if replay is None:
             work = self._build(spec, self._check_spec(spec))
         else:
             work = self._build(spec, replay.algorithm, replay)
-        self._check_pages(work)
+        self._check_pages(work.pages_at_most(), work.canvas.length)
         return work
 
-    def check(self, spec: TextSpec) -> None:
+    def check(self, spec: Spec) -> None:
         """Raise RequestError for what can never be served."""
-        self._check_pages(self._build(spec, self._check_spec(spec)))
+        match spec:
+            case ScoreSpec():
+                self._score(spec)
+            case TextSpec():
+                self._text(spec, None)
+            case _:
+                assert_never(spec)
 
     def _build(self, spec: TextSpec, algorithm: Algorithm, replay: Replay | None = None) -> TextWork:
         source: RandomSource = CounterSource(spec.sampling.seed, spec.choice)
@@ -94,14 +133,13 @@ class TextDoor:
         )
         return algorithm
 
-    def _check_pages(self, work: TextWork) -> None:
-        num_pages = work.pages_at_most()
+    def _check_pages(self, num_pages: int, length: int) -> None:
         if num_pages > self.num_pages:
             raise RequestError(
                 f"prompt and max_tokens need {num_pages} KV pages of {self.page_size} tokens, "
                 f"the engine has {self.num_pages}",
                 field="max_tokens",
-                value=work.canvas.length,
+                value=length,
                 limit=self.num_pages * self.page_size,
             )
 
@@ -124,14 +162,7 @@ class TextDoor:
         given["infill"] = tuple(token for token in spec.infill or () if token is not None)
         given["logit_bias"] = tuple(spec.sampling.logit_bias)
         for name, tokens in given.items():
-            for token in tokens:
-                if not 0 <= token < vocab_size:
-                    raise RequestError(
-                        f"{name} has token id {token}, outside the vocabulary of {vocab_size}",
-                        field=name,
-                        value=token,
-                        limit=vocab_size - 1,
-                    )
+            check_tokens(name, tokens, vocab_size)
         if spec.infill is not None and len(spec.infill) != spec.max_tokens:
             raise RequestError(
                 f"infill has {len(spec.infill)} positions, max_tokens is {spec.max_tokens}; not equal",
@@ -142,20 +173,20 @@ class TextDoor:
 
     def _check_sampling(self, spec: TextSpec) -> None:
         sampling = spec.sampling
-        _in_range("temperature", sampling.temperature, 0.0, 100.0)
-        _in_range("top_p", sampling.top_p, 0.0, 1.0)
+        check_range("temperature", sampling.temperature, 0.0, 100.0)
+        check_range("top_p", sampling.top_p, 0.0, 1.0)
         if sampling.top_p == 0.0:
             raise RequestError("top_p is 0, it must be above 0", field="top_p", value=0.0, limit="(0, 1]")
-        _in_range("top_k", sampling.top_k, 0, self.traits.vocab_size)
-        _in_range("max_tokens", spec.max_tokens, 1, None)
+        check_range("top_k", sampling.top_k, 0, self.traits.vocab_size)
+        check_range("max_tokens", spec.max_tokens, 1, None)
         for token, bias in sampling.logit_bias.items():
-            _in_range(f"logit_bias.{token}", bias, -100.0, 100.0)
+            check_range(f"logit_bias.{token}", bias, -100.0, 100.0)
         if spec.logprobs is not None:
-            _in_range("top_logprobs", spec.logprobs, 0, MAX_ALTERNATIVES)
+            check_range("top_logprobs", spec.logprobs, 0, MAX_ALTERNATIVES)
 
     def _check_room(self, spec: TextSpec) -> None:
         traits, block = self.traits, spec.block_length
-        _in_range("block_length", block, 1, traits.context_length)
+        check_range("block_length", block, 1, traits.context_length)
         if traits.fixed_block_length and block != traits.block_length:
             raise NotSupported(
                 f"block_length {block}: this model only decodes blocks of {traits.block_length}",
@@ -187,10 +218,3 @@ class TextDoor:
                 value=block,
                 limit=self.max_logits_bytes,
             )
-
-
-def _in_range(name: str, value: float, minimum: float, maximum: float | None) -> None:
-    if math.isfinite(value) and value >= minimum and (maximum is None or value <= maximum):
-        return
-    limit = f"at least {minimum}" if maximum is None else f"between {minimum} and {maximum}"
-    raise RequestError(f"{name} is {value}, it must be {limit}", field=name, value=value, limit=limit)

@@ -13,16 +13,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sfumato.core.plan import Decision, RowKind, RowResult, StepPlan, StepResult
+from sfumato.core.plan import Decision, RowResult, Scores, StepPlan, StepResult
 from sfumato.core.request import Request
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
 from sfumato.models.batch import Batch, KVStore
-from sfumato.text.batching import FedRow, make_batch
+from sfumato.text.batching import make_batch
 from sfumato.text.deciding import decide
 from sfumato.text.statistics import PackedStatistics, compute_statistics
-from sfumato.text.windows import Output, Window, is_decided_by, readings_of, row_outputs
-from sfumato.text.work import TextWork
+from sfumato.text.windows import Output, Readable, is_decided_by, read_scores, readings_of, row_outputs
 
 
 class TextModel(Protocol):
@@ -86,14 +85,12 @@ class TextRunner:
         return results
 
     def _run(self, plan: StepPlan, live: Mapping[str, Request]) -> list[RowResult]:
-        # A text lane only ever holds text work.
-        works = {row.request_id: cast(TextWork, live[row.request_id].work) for row in plan.rows}
+        # A text lane only ever holds text work and scoring.
+        works = {row.request_id: cast(Readable, live[row.request_id].work) for row in plan.rows}
         fed = []
         for row in plan.rows:
-            lease, work = live[row.request_id].lease, works[row.request_id]
-            pages = None if lease is None else lease.pages
-            addend = work.addend if row.kind is RowKind.DENOISE else None
-            fed.append(FedRow(row, work.input_ids(row), pages, work.canvas.block_length, addend))
+            lease = live[row.request_id].lease
+            fed.append(works[row.request_id].fed(row, None if lease is None else lease.pages))
         outputs = row_outputs(plan, works)
         batch = make_batch(
             fed,
@@ -107,21 +104,25 @@ class TextRunner:
         failures = _not_finite_hidden(outputs, hidden)
         windows = [output.window for output in outputs if output.window is not None]
         decisions: dict[str, Decision] = {}
-        if windows:
+        scores: dict[int, Scores] = {}
+        readings = readings_of(outputs)
+        if readings:
             packed = compute_statistics(
                 hidden,
                 self._model.head,
-                readings_of(outputs),
+                readings,
                 vocab_size=self._traits.vocab_size,
                 chunk_bytes=self._chunk_bytes,
                 embed=self._model.soft_embedding if self._traits.has_self_conditioning else None,
             )
-            failures |= _not_finite(windows, packed)
-            decisions = decide(windows, packed)
+            failures |= _not_finite(outputs, packed)
+            decisions = decide(windows, packed) if windows else {}
+            scores = read_scores(outputs, packed)
         results = []
-        for row in plan.rows:
+        for index, row in enumerate(plan.rows):
             decision = decisions.get(row.request_id) if is_decided_by(row.kind, row.branch) else None
-            results.append(RowResult(row=row, decision=decision, error=failures.get(row.request_id)))
+            error = failures.get(row.request_id)
+            results.append(RowResult(row=row, decision=decision, scores=scores.get(index), error=error))
         return results
 
 
@@ -138,13 +139,13 @@ def _not_finite_hidden(outputs: Sequence[Output], hidden: Tensor) -> dict[str, s
     }
 
 
-def _not_finite(windows: list[Window], packed: PackedStatistics) -> dict[str, str]:
+def _not_finite(outputs: Sequence[Output], packed: PackedStatistics) -> dict[str, str]:
     """Return a message for each request that has a NaN or infinite logit sum."""
     if bool(packed.is_finite.all()):
         return {}
     finite = packed.is_finite.cpu().numpy()
     return {
-        window.request_id: "the model's logits are not finite (NaN or infinity)"
-        for window in windows
-        if not finite[window.offset : window.offset + len(window.positions)].all()
+        output.row.request_id: "the model's logits are not finite (NaN or infinity)"
+        for output in outputs
+        if not finite[output.offset : output.offset + output.num_read].all()
     }

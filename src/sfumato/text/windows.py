@@ -1,19 +1,33 @@
-"""What each row of a plan needs back from the forward, and how the logits of its open positions are read."""
+"""What each row of a plan needs back from the forward, and how the logits of its positions are read."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Protocol, cast
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.core.plan import Row, RowKind, StepPlan
+from sfumato.core.plan import Row, RowKind, Scores, StepPlan
 from sfumato.core.spec import Sampling
-from sfumato.text.statistics import Reading
+from sfumato.core.traits import ModelTraits
+from sfumato.text.batching import FedRow
+from sfumato.text.decoding.protocol import Transform
+from sfumato.text.random_source import CounterSource
+from sfumato.text.scoring import ScoringWork
+from sfumato.text.statistics import PackedStatistics, Reading
 from sfumato.text.walk import Round
 from sfumato.text.work import TextWork
+
+
+class Readable(Protocol):
+    """The part of a request's work that the runner uses of every row."""
+
+    traits: ModelTraits
+
+    def fed(self, row: Row, pages: Sequence[int] | None) -> FedRow: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,74 +46,131 @@ class Window:
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """What a row needs back: tokens i64[P], packed; their states start at hidden_start."""
+    """What a row needs back: tokens i64[P], packed; their states start at hidden_start.
+
+    num_read: positions whose logits are read, from `offset` on among all that are.
+    """
 
     row: Row
+    work: Readable
     tokens: NDArray[np.int64]
     hidden_start: int
+    offset: int
+    num_read: int
+    positions: NDArray[np.int64]
     window: Window | None
 
 
-def row_outputs(plan: StepPlan, works: Mapping[str, TextWork]) -> list[Output]:
+def row_outputs(plan: StepPlan, works: Mapping[str, Readable]) -> list[Output]:
     """Return for each row the packed tokens whose hidden states are needed.
 
-    A denoise row reads its open positions; where logits are shifted, the states one position to the left,
-    but the first that is fed has only its own. Of a row that only keeps keys and values, the last token tells
-    whether they are finite: it has seen all of them.
+    A denoise or scoring row reads its open positions; where logits are shifted, the states one position to
+    the left, but the first that is fed has only its own. Of a row that only keeps keys and values, the last
+    token tells whether they are finite: it has seen all of them.
     """
     outputs: list[Output] = []
-    windows: dict[str, Window] = {}
-    start = hidden_start = num_read = 0
+    start = hidden_start = offset = 0
     for row in plan.rows:
         window, work = None, works[row.request_id]
         positions: NDArray[np.int64] = np.empty(0, dtype=np.int64)
-        if is_decided_by(row.kind, row.branch) and work.round is not None:
-            positions = work.read_positions(work.round)
-            window = Window(row.request_id, work, work.round, positions, num_read)
-            windows[row.request_id] = window
-            num_read += len(positions)
-        if row.kind is RowKind.DENOISE:
-            positions = windows[row.request_id].positions
-        if work.traits.shifts_logits:
-            positions = np.maximum(positions - 1, row.start)
-        tokens = start + (positions if positions.size else np.asarray([row.end - 1])) - row.start
-        outputs.append(Output(row, tokens, hidden_start, window))
+        if row.kind is RowKind.SCORE:
+            positions = cast(ScoringWork, work).scored(row)
+        elif row.kind is RowKind.DENOISE:
+            text_work = cast(TextWork, work)
+            assert text_work.round is not None
+            positions = text_work.read_positions(text_work.round)
+            if row.branch == "cond":
+                window = Window(row.request_id, text_work, text_work.round, positions, offset)
+        at = np.maximum(positions - 1, row.start) if work.traits.shifts_logits else positions
+        tokens = start + (at if at.size else np.asarray([row.end - 1])) - row.start
+        num_read = len(positions) if row.branch == "cond" else 0
+        outputs.append(Output(row, work, tokens, hidden_start, offset, num_read, positions, window))
         start += row.end - row.start
         hidden_start += len(tokens)
+        offset += num_read
     return outputs
 
 
 def readings_of(outputs: Sequence[Output]) -> list[Reading]:
-    """Return how each open window's logits are read; an unconditional branch is read with its window."""
-    guided = {output.row.request_id: output for output in outputs if output.row.branch == "uncond"}
+    """Return how each row's logits are read; an unconditional branch is read with its condition."""
+    guided = {_pair(output.row): output for output in outputs if output.row.branch == "uncond"}
     readings: list[Reading] = []
     for output in outputs:
-        window = output.window
-        if window is None:
+        if not output.num_read and output.window is None:
             continue
-        work, places = window.work, np.arange(len(window.positions))
-        other = guided.get(window.request_id)
-        readings.append(
-            Reading(
-                positions=window.positions,
-                hidden_rows=output.hidden_start + places,
-                sampling=_sampling(window),
-                transform=work.transform,
-                random_source=work.canvas.random_source,
-                block=work.canvas.block_index,
-                step=work.canvas.step,
-                wanted=work.algorithm.wanted,
-                excluded_ids=work.excluded_ids,
-                num_alternatives=work.spec.logprobs,
-                guided_rows=None if other is None else other.hidden_start + places,
-                previous_ids=_previous_ids(window),
-                asked_ids=_asked_ids(window),
-                own_ids=work.canvas.token_ids[window.positions] if window.step.own_penalty else None,
-                own_penalty=window.step.own_penalty,
-                even_share=window.step.even_share,
-            )
-        )
+        other = guided.get(_pair(output.row))
+        places = np.arange(output.num_read)
+        rows = output.hidden_start + places
+        guided_rows = None if other is None else other.hidden_start + places
+        if output.window is not None:
+            readings.append(_step_reading(output.window, rows, guided_rows))
+        else:
+            readings.append(_score_reading(output, rows, guided_rows))
     return readings
+
+
+def _pair(row: Row) -> tuple[str, int]:
+    return row.request_id, row.sample
+
+
+def _step_reading(window: Window, rows: NDArray[np.int64], guided_rows: NDArray[np.int64] | None) -> Reading:
+    work, step = window.work, window.step
+    return Reading(
+        positions=window.positions,
+        hidden_rows=rows,
+        sampling=_sampling(window),
+        transform=work.transform,
+        random_source=work.canvas.random_source,
+        block=work.canvas.block_index,
+        step=work.canvas.step,
+        wanted=work.algorithm.wanted,
+        excluded_ids=work.excluded_ids,
+        num_alternatives=work.spec.logprobs,
+        guided_rows=guided_rows,
+        previous_ids=_previous_ids(window),
+        asked_ids=_asked_ids(window),
+        own_ids=work.canvas.token_ids[window.positions] if step.own_penalty else None,
+        own_penalty=step.own_penalty,
+        even_share=step.even_share,
+    )
+
+
+def _score_reading(output: Output, rows: NDArray[np.int64], guided_rows: NDArray[np.int64] | None) -> Reading:
+    work = cast(ScoringWork, output.work)
+    return Reading(
+        positions=output.positions,
+        hidden_rows=rows,
+        sampling=Sampling(),
+        transform=Transform(guidance_scale=work.spec.cfg_scale),
+        random_source=CounterSource(work.spec.seed),
+        block=0,
+        step=0,
+        excluded_ids=work.excluded_ids,
+        num_alternatives=work.spec.logprobs,
+        guided_rows=guided_rows,
+        asked_ids=work.token_ids[output.positions][:, None],
+    )
+
+
+def read_scores(outputs: Sequence[Output], packed: PackedStatistics) -> dict[int, Scores]:
+    """Return for each scoring row of a plan, by its index, what was read of its tokens."""
+    scores = {}
+    for index, output in enumerate(outputs):
+        if output.row.kind is not RowKind.SCORE or not output.num_read:
+            continue
+        assert packed.asked_logprobs is not None
+        span = slice(output.offset, output.offset + output.num_read)
+        has_top = packed.top_ids is not None and packed.top_logprobs is not None
+        scores[index] = Scores(
+            logprob=packed.asked_logprobs[span, 0].cpu().numpy(),
+            top_ids=packed.top_ids[span].cpu().numpy() if has_top and packed.top_ids is not None else None,
+            top_logprobs=(
+                packed.top_logprobs[span].cpu().numpy()
+                if has_top and packed.top_logprobs is not None
+                else None
+            ),
+        )
+    return scores
 
 
 def _sampling(window: Window) -> Sampling:

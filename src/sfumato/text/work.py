@@ -5,6 +5,8 @@ Letters: L canvas positions, W window positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
@@ -14,6 +16,7 @@ from sfumato.core.plan import Cost, Decision, Row, RowKind, RowResult
 from sfumato.core.request import Progress
 from sfumato.core.spec import TextSpec
 from sfumato.core.traits import ModelTraits
+from sfumato.text.batching import FedRow
 from sfumato.text.canvas import Canvas
 from sfumato.text.context import Context, ExactContext, StaleContext
 from sfumato.text.decoding.protocol import Algorithm, Transform
@@ -96,12 +99,13 @@ class TextWork:
             read = read | ~self.canvas.pinned[step.start : step.stop]
         return step.start + np.flatnonzero(read)
 
-    def input_ids(self, row: Row) -> NDArray[np.int64]:
-        """Return the tokens i64[end - start] that a row feeds; guidance hides what the request brought."""
+    def fed(self, row: Row, pages: Sequence[int] | None) -> FedRow:
+        """Return what a row feeds; guidance hides what the request brought."""
         ids = self.context.input_ids(row, self.canvas)
         if row.branch == "uncond":
-            return np.where(self.canvas.given[row.start : row.end], self.traits.mask_token_id, ids)
-        return ids
+            ids = np.where(self.canvas.given[row.start : row.end], self.traits.mask_token_id, ids)
+        addend = self.addend if row.kind is RowKind.DENOISE else None
+        return FedRow(row, ids, pages, self.canvas.block_length, addend)
 
     @property
     def addend(self) -> Tensor | None:

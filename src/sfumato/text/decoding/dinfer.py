@@ -122,7 +122,9 @@ def _with_credit(
     """
     token, confidence = statistics.token[index].clone(), statistics.confidence[index].clone()
     asked = {} if state is None or statistics.asked_logprobs is None else state
-    credit = [{} for _ in token] if state is None else [dict(gains) for gains in state]
+    # The window may be padded to that of a neighbour; the state is the row's own.
+    length = view.block_length[index]
+    credit = [{} for _ in range(length)] if state is None else [dict(gains) for gains in state]
     for offset in torch.nonzero(view.eligible[index]).flatten().tolist():
         own, best, top = credit[offset], int(token[offset]), float(confidence[offset])
         logs = {best: float(np.log(max(top, 1e-30)))}
