@@ -36,6 +36,19 @@ DREAM: dict[str, Any] = {
     "max_position_embeddings": 128, "rope_theta": 10000.0, "eos_token_id": 88, "mask_token_id": 89,
     "tie_word_embeddings": False, "use_sliding_window": False, "rope_scaling": None, "use_mrope": False,
 }  # fmt: skip
+LLADA_MOE: dict[str, Any] = {
+    "architectures": ["LLaDAMoEModelLM"], "vocab_size": 90, "hidden_size": 64, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "rms_norm_eps": 1e-5, "rope_theta": 50000.0,
+    "max_position_embeddings": 128, "dense_intermediate_size": 96, "expert_intermediate_size": 24,
+    "num_experts": 6, "num_experts_per_tok": 2, "moe_layer_freq": [1, 1], "qk_layernorm": True,
+    "norm_topk_prob": None, "mask_token_id": 89, "eos_token_id": 88, "tie_word_embeddings": False,
+}  # fmt: skip
+FAST_DLLM_V2: dict[str, Any] = {
+    "architectures": ["Fast_dLLM_QwenForCausalLM"], "vocab_size": 90, "hidden_size": 64, "bd_size": 8,
+    "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2,
+    "rms_norm_eps": 1e-6, "rope_theta": 1e6, "max_position_embeddings": 128, "mask_token_id": 89,
+    "eos_token_id": 88, "tie_word_embeddings": True, "use_sliding_window": False,
+}  # fmt: skip
 GEMMA: dict[str, Any] = {
     "architectures": ["DiffusionGemmaForBlockDiffusion"], "canvas_length": 8, "eos_token_id": [1, 5],
     "tie_word_embeddings": True,
@@ -54,7 +67,14 @@ GEMMA: dict[str, Any] = {
         },
     },
 }  # fmt: skip
-EVERY = {"llada2": LLADA2, "sdar_moe": SDAR_MOE, "dream": DREAM, "diffusion_gemma": GEMMA}
+EVERY = {
+    "llada2": LLADA2,
+    "sdar_moe": SDAR_MOE,
+    "dream": DREAM,
+    "llada_moe": LLADA_MOE,
+    "fast_dllm_v2": FAST_DLLM_V2,
+    "diffusion_gemma": GEMMA,
+}
 
 
 def random_weights(config: dict[str, Any], seed: int = 0) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.naive import whole_canvas_logits
-from tests.models.checkpoints import DREAM, SDAR_MOE, load, write
+from tests.models.checkpoints import DREAM, FAST_DLLM_V2, LLADA_MOE, SDAR_MOE, load, write
 
 LENGTH = 22
 
@@ -77,6 +77,75 @@ def test_sdar_is_qwen3_with_a_block_causal_mask(
     torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
+def unstacked(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state in which every expert has tensors of its own, as checkpoints have them."""
+    weights = {}
+    for name, tensor in state.items():
+        if name.endswith("experts.gate_up_proj"):
+            for expert, both in enumerate(tensor):
+                gate, up = both.chunk(2)
+                stem = name.replace("gate_up_proj", str(expert))
+                weights |= {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up}
+        elif name.endswith("experts.down_proj"):
+            for expert, down in enumerate(tensor):
+                weights[f"{name.replace('down_proj', str(expert))}.down_proj.weight"] = down
+        else:
+            weights[name] = tensor
+    return weights
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("is_normalised", [None, True])
+def test_llada_moe_is_qwen3_moe_that_sees_everything(
+    tmp_path: Path, kv_heads: int, is_normalised: bool | None
+) -> None:
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    shape = LLADA_MOE | {"num_key_value_heads": kv_heads, "norm_topk_prob": is_normalised}
+    reference = Qwen3MoeForCausalLM(
+        Qwen3MoeConfig(
+            vocab_size=90,
+            hidden_size=64,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=kv_heads,
+            head_dim=16,
+            rms_norm_eps=1e-5,
+            rope_theta=50000.0,
+            moe_intermediate_size=24,
+            num_experts=6,
+            num_experts_per_tok=2,
+            norm_topk_prob=bool(is_normalised),
+            tie_word_embeddings=False,
+        )
+    ).eval()
+    randomise(reference)
+    ids = torch.randint(0, 89, (LENGTH,), generator=torch.Generator().manual_seed(8))
+    expected = theirs(reference, ids, torch.ones(LENGTH, LENGTH, dtype=torch.bool))
+    found = ours(tmp_path, shape, unstacked(reference.state_dict()), ids, None)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+@pytest.mark.parametrize("is_tied", [False, True])
+def test_fast_dllm_v2_is_qwen2_with_a_block_causal_mask(tmp_path: Path, kv_heads: int, is_tied: bool) -> None:
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    shape = FAST_DLLM_V2 | {"num_key_value_heads": kv_heads, "tie_word_embeddings": is_tied}
+    known = {name: value for name, value in shape.items() if name not in ("architectures", "bd_size")}
+    reference = Qwen2ForCausalLM(Qwen2Config(**known)).eval()
+    randomise(reference)
+    ids = torch.randint(0, 89, (LENGTH,), generator=torch.Generator().manual_seed(9))
+    blocks = torch.arange(LENGTH) // 8
+    expected = theirs(reference, ids, blocks[None, :] <= blocks[:, None])
+    weights = {
+        name: tensor
+        for name, tensor in reference.state_dict().items()
+        if not is_tied or "lm_head" not in name
+    }
+    torch.testing.assert_close(ours(tmp_path, shape, weights, ids, 8), expected, atol=1e-4, rtol=1e-4)
+
+
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("is_normalised", [False, True])
 @pytest.mark.parametrize(
@@ -104,19 +173,7 @@ def test_sdar_moe_is_qwen3_moe_with_a_block_causal_mask(
     known = {name: value for name, value in shape.items() if name not in ("architectures", "block_size")}
     reference = Qwen3MoeForCausalLM(Qwen3MoeConfig(**known, tie_word_embeddings=False)).eval()
     randomise(reference)
-    weights = {}
-    for name, tensor in reference.state_dict().items():
-        # This version stacks what checkpoints keep apart.
-        if name.endswith("experts.gate_up_proj"):
-            for expert, both in enumerate(tensor):
-                gate, up = both.chunk(2)
-                stem = name.replace("gate_up_proj", str(expert))
-                weights |= {f"{stem}.gate_proj.weight": gate, f"{stem}.up_proj.weight": up}
-        elif name.endswith("experts.down_proj"):
-            for expert, down in enumerate(tensor):
-                weights[f"{name.replace('down_proj', str(expert))}.down_proj.weight"] = down
-        else:
-            weights[name] = tensor
+    weights = unstacked(reference.state_dict())
     ids = torch.randint(0, 89, (LENGTH,), generator=torch.Generator().manual_seed(5))
     blocks = torch.arange(LENGTH) // 4
     expected = theirs(reference, ids, blocks[None, :] <= blocks[:, None])

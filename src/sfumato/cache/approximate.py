@@ -25,13 +25,15 @@ class Reuse(StrEnum):
 class Feed:
     """Positions [start, end) whose keys go to slots from `slot` on and whose queries see `visible` slots.
 
-    slot None: nothing is kept, the positions see themselves alone.
+    slot None: nothing is kept, the positions see themselves alone. border: so many of the first positions are
+    fed for their states alone, and keep the keys that they have.
     """
 
     start: int
     end: int
     slot: int | None = None
     visible: int | None = None
+    border: int = 0
 
     @property
     def is_fresh(self) -> bool:
@@ -45,14 +47,15 @@ def feed_of(reuse: Reuse, *, length: int, block: tuple[int, int], is_first: bool
     border: positions in front of the block that are fed again because the block's first logits come from
     them.
     """
-    start, end = max(0, block[0] - border), block[1]
+    border = min(border, block[0])
+    start, end = block[0] - border, block[1]
     if reuse is Reuse.NOTHING:
         return Feed(0, length)
     if is_first:
         return Feed(0, length, slot=0, visible=length)
     if reuse is Reuse.PREFIX:
         end = length
-    return Feed(start, end, slot=start, visible=length)
+    return Feed(start, end, slot=start, visible=length, border=border)
 
 
 @dataclass(slots=True)

@@ -40,7 +40,8 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     start, end: canvas positions that are fed. branch: "cond", or "uncond" under guidance.
     slot: first slot of the request's page table that takes their keys; None: the row sees itself alone.
     visible: how many slots all of its queries see, and the row's own behind them; None: as the model's
-    attention says. sample: which of a request's maskings a scoring row feeds.
+    attention says. border: so many of the first tokens are fed for their states alone; their keys are there.
+    sample: which of a request's maskings a scoring row feeds.
     key: rows of one forward share it.
     """
 
@@ -51,6 +52,7 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
     branch: str = "cond"
     slot: int | None = None
     visible: int | None = None
+    border: int = 0
     sample: int = 0
     key: str = "text"
     cost: Cost = Cost()

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 ARCHITECTURES: dict[str, str] = {
     "DiffusionGemmaForBlockDiffusion": "sfumato.models.diffusion_gemma",
     "DreamModel": "sfumato.models.dream",
+    "Fast_dLLM_QwenForCausalLM": "sfumato.models.fast_dllm_v2",
     "LLaDA2MoeModelLM": "sfumato.models.llada2",
+    "LLaDAMoEModelLM": "sfumato.models.llada_moe",
     "LLaDAModelLM": "sfumato.models.llada",
     "SDARForCausalLM": "sfumato.models.sdar",
     "SDARMoeForCausalLM": "sfumato.models.sdar_moe",

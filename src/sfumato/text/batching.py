@@ -63,8 +63,8 @@ def make_batch(
             last = row.slot + length
             slots = page_slots(item.pages, page_size, max(last, row.visible or last))
             own = slots[row.slot : last]
-            write_slots.append(own)
-            write_tokens.append(np.arange(total, total + length))
+            write_slots.append(own[row.border :])
+            write_tokens.append(np.arange(total + row.border, total + length))
             seen = slots[: row.visible]
             if row.visible is not None and row.slot >= row.visible:
                 seen = np.concatenate([seen, own])
@@ -117,16 +117,16 @@ def page_slots(pages: Sequence[int], page_size: int, length: int) -> NDArray[np.
 
 def _visible_end(item: FedRow, traits: ModelTraits) -> Tensor | None:
     """Return for each query where its keys end: its block, or itself in a causal context; None: the row."""
-    row = item.row
-    is_context = row.kind is not RowKind.DENOISE
-    if row.visible is not None or not is_context:
+    row, block = item.row, item.block_length
+    if row.visible is not None:
+        return None
+    if traits.context_granularity == 1:
+        is_context = row.kind is not RowKind.DENOISE
+        return torch.arange(row.start + 1, row.end + 1) if is_context else None
+    if row.start // block == (row.end - 1) // block:
         return None
     positions = np.arange(row.start, row.end)
-    if traits.context_granularity == 1:
-        return torch.from_numpy(positions + 1)
-    if item.length <= item.block_length:
-        return None
-    return torch.from_numpy((positions // item.block_length + 1) * item.block_length)
+    return torch.from_numpy(np.minimum((positions // block + 1) * block, row.end))
 
 
 def _visible_start(item: FedRow, traits: ModelTraits) -> Tensor:

@@ -129,7 +129,15 @@ class StaleContext:
         missing = self._log.missing
         assert missing is not None
         feed = missing[0]
-        return _row(request_id, RowKind.PREFILL, feed.start, feed.end, slot=feed.slot, visible=feed.visible)
+        return _row(
+            request_id,
+            RowKind.PREFILL,
+            feed.start,
+            feed.end,
+            slot=feed.slot,
+            visible=feed.visible,
+            border=feed.border,
+        )
 
     def riding_row(self, request_id: str, canvas: Canvas) -> Row | None:
         """Return None: nothing is committed."""
@@ -168,7 +176,17 @@ def _row(
     *,
     slot: int | None = None,
     visible: int | None = None,
+    border: int = 0,
 ) -> Row:
     cost = Cost(tokens=end - start, rows=1)
     slot = start if slot is None else slot
-    return Row(request_id=request_id, kind=kind, start=start, end=end, slot=slot, visible=visible, cost=cost)
+    return Row(
+        request_id=request_id,
+        kind=kind,
+        start=start,
+        end=end,
+        slot=slot,
+        visible=visible,
+        border=border,
+        cost=cost,
+    )

@@ -89,7 +89,8 @@ class BlockWalk:
             return None
         start, stop = canvas.block_start, canvas.block_end
         if self.reuse is None:
-            feed = Feed(max(0, start - self.border), stop, slot=max(0, start - self.border))
+            border = min(self.border, start)
+            feed = Feed(start - border, stop, slot=start - border, border=border)
         else:
             feed = feed_of(
                 self.reuse,
@@ -99,7 +100,7 @@ class BlockWalk:
                 border=self.border,
             )
         eligible = canvas.undecided[start:stop].copy()
-        if self.first_only and canvas.step == 0:
+        if self.first_only and canvas.step == 0 and eligible[0]:
             eligible[1:] = False
         is_kept = self.uses_slots and self.reuse is not None and feed.is_fresh
         return Round(feed, start, stop, eligible, is_kept=is_kept)

@@ -89,6 +89,7 @@ class TextWork:
             branch=branch,
             slot=feed.slot,
             visible=feed.visible,
+            border=feed.border,
             cost=Cost(tokens=feed.end - feed.start, rows=1, logits_bytes=logits_bytes),
         )
 

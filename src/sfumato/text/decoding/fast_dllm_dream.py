@@ -95,7 +95,7 @@ class FastDLLMDream(Algorithm):
             if row.alg == "entropy" and step:
                 count, is_over[index] = _count(row, view, index, step)
                 takes[index] = ranks[index] < count
-        takes = (takes | (view.step == 0)[:, None]) & view.eligible
+        takes &= view.eligible
         # The first step looks at one position of several: whether the block is done shows on the canvas.
         is_full = (view.step > 0) & ~(view.eligible & ~takes).any(-1)
         is_alone = (view.step == 0) & (view.masks_at_start <= takes.sum(-1))

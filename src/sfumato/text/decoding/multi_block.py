@@ -111,7 +111,7 @@ class MultiBlockWalk:
         feed, is_kept = choice
         eligible = was_open if self.rules.reference else canvas.undecided.copy()
         eligible[active_end:] = False
-        eligible[: feed.start + self._own_border(feed)] = False
+        eligible[: feed.start + feed.border] = False
         start = int(eligible.argmax()) if eligible.any() else self.prompt_len
         focus = next((block for block in self.blocks if block.is_active and block.masks > 0), None)
         return Round(
@@ -122,9 +122,6 @@ class MultiBlockWalk:
             focus=(focus.start, focus.end) if focus else (0, 0),
             is_kept=is_kept,
         )
-
-    def _own_border(self, feed: Feed) -> int:
-        return self.rules.border if feed.start else 0
 
     def settle(self, canvas: Canvas, decision: Decision, chosen: NDArray[np.int64]) -> bool:
         """Count what was decided."""
@@ -223,7 +220,7 @@ class MultiBlockWalk:
         if append > 0 or (self.has_cache and not settling and not is_due):
             border = self.rules.border if self.cached else 0
             start, slot = self.cached - border, self.held - border
-            feed = Feed(start, self.length, slot=slot, visible=slot + self.length - start)
+            feed = Feed(start, self.length, slot, slot + self.length - start, border)
             if append <= 0:
                 return feed, False
             self.cached, self.held, self.has_cache = self.cached + append, self.held + append, True

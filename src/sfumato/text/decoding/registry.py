@@ -22,6 +22,7 @@ ALGORITHMS: dict[str, str] = {
     "entropy_threshold": "sfumato.text.decoding.entropy_threshold:EntropyThreshold",
     "fast_dllm": "sfumato.text.decoding.fast_dllm:FastDLLM",
     "fast_dllm_dream": "sfumato.text.decoding.fast_dllm_dream:FastDLLMDream",
+    "fast_dllm_v2": "sfumato.text.decoding.fast_dllm_v2:FastDLLMV2",
     "joint_threshold": "sfumato.text.decoding.joint_threshold:JointThreshold",
     "joint_threshold_indel": "sfumato.text.decoding.joint_threshold_indel:JointThresholdInDel",
     "llada": "sfumato.text.decoding.llada:LLaDA",
