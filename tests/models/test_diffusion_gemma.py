@@ -204,3 +204,23 @@ def test_what_sees_images_is_ignored_and_nothing_else(tmp_path: Path) -> None:
     load(write(tmp_path / "a", GEMMA | {"vision_config": VISION}, weights | extra))
     with pytest.raises(CheckpointError, match=r"model\.encoder\.audio\.weight' is not part"):
         load(write(tmp_path / "b", GEMMA, weights | {"model.encoder.audio.weight": torch.zeros(2)}))
+
+
+def test_a_published_generation_file_sets_the_sampler() -> None:
+    generation = {
+        "max_denoising_steps": 20,
+        "sampler_config": {"entropy_bound": 0.3, "_cls_name": "EntropyBoundSamplerConfig"},
+        "t_min": 0.1,
+        "t_max": None,
+        "confidence_threshold": 0.01,
+        "max_new_tokens": 64,
+    }
+    traits = resolve_traits(GEMMA, generation, {}, Overrides())
+    assert traits.default_algorithm == "entropy_bound"
+    assert traits.default_parameters == {
+        "max_denoising_steps": 20,
+        "entropy_bound": 0.3,
+        "t_min": 0.1,
+        "confidence_threshold": 0.01,
+    }
+    assert traits.default_max_tokens == 64

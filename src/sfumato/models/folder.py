@@ -146,7 +146,8 @@ def resolve_traits(
     for field, token_id in named:
         if not 0 <= token_id < traits.vocab_size:
             raise CheckpointError(f"{field} {token_id} is outside the vocabulary of {traits.vocab_size}")
-    served = generation.get("sfumato") or {}
+    published = _published_parameters(traits.default_algorithm, generation)
+    served = generation.get("sfumato") or {"parameters": {**traits.default_parameters, **published}}
     return msgspec.structs.replace(
         traits,
         eos_token_ids=tuple(ends),
@@ -156,6 +157,26 @@ def resolve_traits(
         default_algorithm=served.get("algorithm", traits.default_algorithm),
         default_parameters=served.get("parameters", traits.default_parameters),
     )
+
+
+# Fields of a published generation_config.json that are parameters of the family's own algorithm.
+_PUBLISHED = {
+    "entropy_bound": (
+        "max_denoising_steps",
+        "t_min",
+        "t_max",
+        "stability_threshold",
+        "confidence_threshold",
+    )
+}
+
+
+def _published_parameters(algorithm: str, generation: dict[str, Any]) -> dict[str, Any]:
+    """Return the parameters that a checkpoint gives its family's algorithm; a null is the default."""
+    names = _PUBLISHED.get(algorithm, ())
+    found = {name: generation[name] for name in names if generation.get(name) is not None}
+    bound = (generation.get("sampler_config") or {}).get("entropy_bound") if names else None
+    return found if bound is None else found | {"entropy_bound": bound}
 
 
 def _declared_traits(config: dict[str, Any], tokens: dict[str, int], overrides: Overrides) -> ModelTraits:

@@ -122,7 +122,7 @@ def make_canvas(
         prompt_len=len(prompt),
         max_tokens=spec.max_tokens,
         block_length=spec.block_length,
-        is_exact=spec.infill is not None,
+        is_exact=spec.infill is not None or is_one_block,
     )
     block_length = max(1, length - len(prompt)) if is_one_block else spec.block_length
     token_ids = np.full(length, traits.mask_token_id, dtype=np.int64)

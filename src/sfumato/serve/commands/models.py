@@ -21,20 +21,57 @@ class _Family:
     verified: str
 
 
+_SIZE = "the published configuration builds with its names and size; its weights were not run"
 _FAMILIES = (
     _Family(
         "LLaDAModelLM",
-        "LLaDA-8B Base and Instruct, LLaDA-1.5; sfumato-tiny-llada",
+        "LLaDA-8B, LLaDA-1.5, d3LLM-LLaDA; sfumato-tiny-llada",
         "bidirectional",
-        "logits and tokens equal to the official code, Fast-dLLM and dInfer on small random checkpoints; "
-        "the published 8B configuration builds with its parameter names and count; its weights were not run",
+        "tokens, canvases and forwards equal to the official code, Fast-dLLM, dInfer and d3LLM on small "
+        f"checkpoints; {_SIZE}",
+    ),
+    _Family(
+        "LLaDAMoEModelLM",
+        "LLaDA-MoE-7B-A1B",
+        "bidirectional",
+        "logits equal to Qwen3-MoE's without a mask; written from the published source, weights not run",
+    ),
+    _Family(
+        "LLaDA2MoeModelLM",
+        "LLaDA2.0-mini, -flash, -CAP, -Uni (text), LLaDA2.1",
+        "block-causal",
+        "tokens and forwards equal to SGLang's algorithms, dInfer and diffusers on a small checkpoint; "
+        f"{_SIZE}",
+    ),
+    _Family(
+        "DreamModel",
+        "Dream-7B, DiffuCoder, d3LLM-Dream",
+        "bidirectional, shifted logits",
+        f"tokens, canvases and forwards equal to Dream's code, Fast-dLLM and d3LLM on small ones; {_SIZE}",
     ),
     _Family(
         "SDARForCausalLM",
         "SDAR 1.7B to 8B; sfumato-tiny-sdar",
         "block-causal",
-        "logits and tokens equal to the official code on small random checkpoints; the published 4B "
-        "configuration builds with its parameter names and count; its weights were not run",
+        f"tokens and forwards equal to the official code and SGLang on small checkpoints; {_SIZE}",
+    ),
+    _Family(
+        "SDARMoeForCausalLM",
+        "SDAR-30B-A3B",
+        "block-causal",
+        "logits equal to Qwen3-MoE's under its mask, SGLang's tokens; weights not run",
+    ),
+    _Family(
+        "Fast_dLLM_QwenForCausalLM",
+        "Fast-dLLM v2 1.5B, 7B",
+        "block-causal, shifted logits",
+        "logits equal to Qwen2's under its mask, tokens to a plain loop of its source; weights not run",
+    ),
+    _Family(
+        "DiffusionGemmaForBlockDiffusion",
+        "DiffusionGemma 26B-A4B, text",
+        "causal context, canvas",
+        "tokens and forwards equal to transformers and diffusers on a small checkpoint; weights not run",
     ),
 )
 
