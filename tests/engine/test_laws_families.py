@@ -112,6 +112,8 @@ def draw(loaded: Loaded, rng: random.Random) -> tuple[list[int], SamplingParams]
         logprobs=rng.choice([None, 2]),
         ignore_eos=rng.random() < 0.3,
     )
+    if parameters.get("rule") == "credit":
+        params = msgspec.structs.replace(params, temperature=0.0)
     if "steps" in parameters and name != "dream":
         params = msgspec.structs.replace(params, max_tokens=params.block_length)
     return prompt, params
@@ -145,6 +147,26 @@ def test_every_choice_runs_to_its_end(loaded: Loaded) -> None:
         assert choice.finish_reason == "length", (name, parameters, choice.error)
         assert len(choice.token_ids) == 24
         assert loaded.traits.mask_token_id not in choice.token_ids
+
+
+def test_log_probabilities_are_of_the_decided_tokens(loaded: Loaded) -> None:
+    for name, parameters in choices_for(loaded):
+        params = SamplingParams(
+            max_tokens=16,
+            algorithm=name,
+            algorithm_parameters=parameters,
+            ignore_eos=True,
+            seed=2,
+            logprobs=20,
+        )
+        (choice,) = engine_with(loaded, Limits()).generate([[5, 6, 7]], params)
+        assert choice.logprobs is not None
+        for token, entry in zip(choice.token_ids, choice.logprobs, strict=True):
+            known = dict(zip(entry.top_ids, entry.top_logprobs, strict=True))
+            assert entry.logprob == pytest.approx(known.get(token, entry.logprob), abs=1e-5), (
+                name,
+                parameters,
+            )
 
 
 def test_what_does_not_fit_the_model_is_refused_by_name(loaded: Loaded) -> None:

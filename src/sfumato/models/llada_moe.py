@@ -41,9 +41,6 @@ _EOT_TOKEN = "<|role_end|>"
 def shape_from_hf(config: Mapping[str, Any]) -> DecoderShape:
     """Translate config.json; raises CheckpointError naming a missing or unsupported field."""
     fields = Fields(config)
-    for name, value in _FIXED.items():
-        fields.expect(name, value)
-    heads, kv_heads, head_dim = fields.head_layout()
     num_layers = fields.integer("num_hidden_layers")
     num_experts, num_chosen = fields.integer("num_experts"), fields.integer("num_experts_per_tok")
     if num_chosen > num_experts:
@@ -52,20 +49,15 @@ def shape_from_hf(config: Mapping[str, Any]) -> DecoderShape:
     if not isinstance(is_sparse, list) or len(is_sparse) != num_layers:
         raise fields.error("moe_layer_freq", f"expected {num_layers} flags")
     has_bias = bool(config.get("attention_bias", False))
-    return DecoderShape(
-        num_layers=num_layers,
-        width=fields.integer("hidden_size"),
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
+    return qwen_names.read_shape(
+        config,
+        _FIXED,
+        theta=50000.0,
         inner=fields.optional_integer("dense_intermediate_size") or 0,
-        vocab_size=fields.integer("vocab_size"),
-        rope_theta=fields.rotary_theta(50000.0),
         norm_eps=fields.number("rms_norm_eps", 1e-5),
         qk_norm=True,
         qkv_bias=has_bias,
         out_bias=has_bias,
-        tied=bool(config.get("tie_word_embeddings", False)),
         sparse=SparseShape(
             layers=frozenset(index for index, flag in enumerate(is_sparse) if flag),
             num_experts=num_experts,

@@ -1,9 +1,42 @@
-"""Tensor names of Qwen-like checkpoints, which SDAR and Dream share."""
+"""Field and tensor names of Qwen-like checkpoints, which most families share."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from sfumato.models.checkpoint_names import Target, experts, gated_mlp, stacked
+from sfumato.models.config_fields import Fields
 from sfumato.models.decoder import DecoderShape
+
+
+def read_shape(
+    config: Mapping[str, Any], fixed: Mapping[str, object], *, theta: float | None, **differences: Any
+) -> DecoderShape:
+    """Translate config.json; raises CheckpointError naming a missing or unsupported field.
+
+    fixed: values of the one variant that is known. theta: where the file may leave it out. differences: what
+    a family has that is not read the same way.
+    """
+    fields = Fields(config)
+    for name, value in fixed.items():
+        fields.expect(name, value)
+    heads, kv_heads, head_dim = fields.head_layout()
+    shape: dict[str, Any] = {
+        "num_layers": fields.integer("num_hidden_layers"),
+        "width": fields.integer("hidden_size"),
+        "num_heads": heads,
+        "num_kv_heads": kv_heads,
+        "head_dim": head_dim,
+        "vocab_size": fields.integer("vocab_size"),
+        "rope_theta": fields.rotary_theta(theta),
+        "tied": bool(config.get("tie_word_embeddings", False)),
+    }
+    if "inner" not in differences:
+        shape["inner"] = fields.integer("intermediate_size")
+    if "norm_eps" not in differences:
+        shape["norm_eps"] = fields.number("rms_norm_eps", 1e-6)
+    return DecoderShape(**shape, **differences)
 
 
 def targets(shape: DecoderShape) -> dict[str, Target]:

@@ -25,26 +25,9 @@ _FIXED = {"hidden_act": "silu", "use_sliding_window": False, "rope_scaling": Non
 
 def shape_from_hf(config: Mapping[str, Any]) -> DecoderShape:
     """Translate config.json; raises CheckpointError naming a missing or unsupported field."""
-    fields = Fields(config)
-    for name, value in _FIXED.items():
-        fields.expect(name, value)
-    heads, kv_heads, head_dim = fields.head_layout()
     has_bias = bool(config.get("attention_bias", False))
-    return DecoderShape(
-        num_layers=fields.integer("num_hidden_layers"),
-        width=fields.integer("hidden_size"),
-        num_heads=heads,
-        num_kv_heads=kv_heads,
-        head_dim=head_dim,
-        inner=fields.integer("intermediate_size"),
-        vocab_size=fields.integer("vocab_size"),
-        rope_theta=fields.rotary_theta(10000.0),
-        norm_eps=fields.number("rms_norm_eps", 1e-6),
-        qk_norm=True,
-        qkv_bias=has_bias,
-        out_bias=has_bias,
-        wide_norm=True,
-        tied=bool(config.get("tie_word_embeddings", False)),
+    return qwen_names.read_shape(
+        config, _FIXED, theta=10000.0, qk_norm=True, qkv_bias=has_bias, out_bias=has_bias, wide_norm=True
     )
 
 

@@ -148,12 +148,7 @@ def _unstack(
             and packed.top_ids is not None
             and packed.top_logprobs is not None
         ):
-            at = torch.from_numpy(np.maximum(places[index, :size], 0)).to(packed.token.device)
-            logs = {
-                "logprob": packed.logprob[at].cpu().numpy(),
-                "top_ids": packed.top_ids[at].cpu().numpy(),
-                "top_logprobs": packed.top_logprobs[at].cpu().numpy(),
-            }
+            logs = _logprobs(window, packed, places[index, :size], tokens[index, :size])
         decisions[window.request_id] = Decision(
             start=window.step.start,
             tokens=tokens[index, :size],
@@ -165,3 +160,34 @@ def _unstack(
             **logs,
         )
     return decisions
+
+
+def _logprobs(
+    window: Window, packed: PackedStatistics, places: NDArray[np.int64], tokens: NDArray[np.int64]
+) -> dict[str, Any]:
+    """Return the alternatives of each position and the log probability of its decided token.
+
+    That token is the one that was read, unless the algorithm took another: the best one, an alternative, or
+    one that it had asked about.
+    """
+    assert packed.top_ids is not None
+    assert packed.top_logprobs is not None
+    at = torch.from_numpy(np.maximum(places, 0)).to(packed.token.device)
+    read = packed.token[at].cpu().numpy()
+    logprob = packed.logprob[at].cpu().numpy()
+    ids, values = packed.top_ids[at].cpu().numpy(), packed.top_logprobs[at].cpu().numpy()
+    found = {"logprob": logprob, "top_ids": ids, "top_logprobs": values}
+    other = np.flatnonzero(tokens != read)
+    if not other.size:
+        return found
+    step, work = window.step, window.work
+    asked = work.algorithm.asked_ids(
+        work.canvas.token_ids[step.start : step.stop], work.canvas.algorithm_state
+    )
+    if asked is not None and packed.asked_logprobs is not None:
+        named = packed.asked_logprobs[at].cpu().numpy()[:, : asked.shape[1]]
+        ids, values = np.concatenate([ids, asked], axis=1), np.concatenate([values, named], axis=1)
+    matches = ids[other] == tokens[other, None]
+    known = matches.any(-1)
+    logprob[other[known]] = values[other[known], matches[known].argmax(-1)]
+    return found

@@ -51,8 +51,8 @@ class Reading:
 
     @property
     def width(self) -> int:
-        """Return how many alternatives are read, K."""
-        return max(self.num_alternatives or 0, self.wanted.top)
+        """Return how many alternatives are read, K: for log probabilities the best one at least."""
+        return max(0 if self.num_alternatives is None else max(1, self.num_alternatives), self.wanted.top)
 
     @property
     def is_plain(self) -> bool:

@@ -17,15 +17,17 @@ from torch import Tensor
 from sfumato.cache.approximate import Reuse
 from sfumato.core.spec import TextSpec
 from sfumato.core.traits import ModelTraits
+from sfumato.errors import NotSupported
 from sfumato.text.canvas import Canvas
 from sfumato.text.decoding.protocol import (
     Algorithm,
     Outcome,
     Statistics,
     View,
+    cache_parameter,
+    check_cache,
     parameter,
     per_row,
-    require_bidirectional,
 )
 from sfumato.text.walk import Walk, block_walk
 
@@ -50,20 +52,22 @@ class DInfer(Algorithm):
     low_threshold: float = parameter(
         0.4, "hierarchy: the best of each run of masks is decided above this confidence", minimum=0.0
     )
-    cache: str = parameter(
-        "none",
-        "which keys of a block's first forward are reused: those in front of it, or also those behind it",
-        choices=tuple(reuse.value for reuse in Reuse),
-    )
+    cache: str = cache_parameter()
 
     def walk(self, canvas: Canvas, spec: TextSpec, traits: ModelTraits) -> Walk:
-        """Go block by block, reusing keys as `cache` says."""
+        """Go block by block, reusing keys as `cache` says; credit takes best tokens, not drawn ones."""
+        if self.rule == "credit" and not spec.sampling.is_greedy:
+            raise NotSupported(
+                "rule 'credit' takes the best tokens; it needs temperature 0",
+                field="temperature",
+                value=spec.sampling.temperature,
+                limit=0,
+            )
         return block_walk(traits, Reuse(self.cache))
 
     def check(self, *, block_length: int, num_blocks: int, is_bidirectional: bool) -> None:
         """An exact cache needs no approximate one."""
-        if self.cache != Reuse.NOTHING:
-            require_bidirectional("cache", self.cache, is_bidirectional)
+        check_cache(self.cache, is_bidirectional)
 
     def asked_ids(self, token_ids: NDArray[np.int64], state: Any) -> NDArray[np.int64] | None:
         """Ask for the log probabilities of the tokens that have credit."""

@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from sfumato.cache.approximate import Reuse
 from sfumato.core.spec import TextSpec
@@ -22,9 +21,11 @@ from sfumato.text.decoding.protocol import (
     Statistics,
     View,
     Wanted,
+    cache_parameter,
+    check_cache,
     parameter,
     per_row,
-    require_bidirectional,
+    planned_steps,
     require_whole_steps,
 )
 from sfumato.text.decoding.ranking import rank_descending, scheduled_count
@@ -41,11 +42,7 @@ class EntropyThreshold(Algorithm):
         minimum=0.0,
     )
     is_inclusive: bool = parameter(False, "positions exactly at the threshold are decided too (LLaDA's form)")
-    cache: str = parameter(
-        "none",
-        "which keys of a block's first forward are reused: those in front of it, or also those behind it",
-        choices=tuple(reuse.value for reuse in Reuse),
-    )
+    cache: str = cache_parameter()
     steps: int | None = parameter(
         None,
         "denoise steps over the whole canvas where threshold is null; a multiple of its blocks",
@@ -64,8 +61,7 @@ class EntropyThreshold(Algorithm):
     def check(self, *, block_length: int, num_blocks: int, is_bidirectional: bool) -> None:
         """The steps must divide over the blocks; an exact cache needs no approximate one."""
         require_whole_steps(self.steps, num_blocks)
-        if self.cache != Reuse.NOTHING:
-            require_bidirectional("cache", self.cache, is_bidirectional)
+        check_cache(self.cache, is_bidirectional)
 
     @staticmethod
     def decide(
@@ -79,18 +75,10 @@ class EntropyThreshold(Algorithm):
         takes = torch.where(is_inclusive, entropy <= threshold, entropy < threshold)
         caps = per_row((row.max_steps or 0 for row in rows), view)
         is_last = (caps > 0) & (view.step + 1 >= caps)
-        count = torch.where(per_row((row.threshold is None for row in rows), view), _scheduled(rows, view), 1)
+        count = torch.where(
+            per_row((row.threshold is None for row in rows), view),
+            scheduled_count(view.masks_at_start, planned_steps(rows, view), view.step),
+            1,
+        )
         takes |= (rank_descending(-entropy, view.eligible) < count[:, None]) | is_last[:, None]
         return Outcome(transfer=takes & view.eligible, tokens=statistics.token)
-
-
-def _scheduled(rows: Sequence[EntropyThreshold], view: View) -> Tensor:
-    """Return i64[R]: how many positions the schedule of each row decides in this step."""
-    num_steps = per_row(
-        (
-            row.steps // blocks if row.steps else length
-            for row, blocks, length in zip(rows, view.num_blocks, view.block_length, strict=True)
-        ),
-        view,
-    )
-    return scheduled_count(view.masks_at_start, num_steps, view.step)

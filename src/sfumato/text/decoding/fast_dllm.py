@@ -21,15 +21,15 @@ from sfumato.text.decoding.protocol import (
     Outcome,
     Statistics,
     View,
+    cache_parameter,
+    check_cache,
     parameter,
     per_row,
-    require_bidirectional,
+    planned_steps,
     require_whole_steps,
 )
 from sfumato.text.decoding.ranking import rank_descending, scheduled_count
 from sfumato.text.walk import Walk, block_walk
-
-CACHES = tuple(reuse.value for reuse in Reuse)
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,11 +42,7 @@ class FastDLLM(Algorithm):
     factor: float | None = parameter(
         None, "dInfer's rule instead: the i-th best needs a confidence of 1 - factor / (i + 2)", minimum=0.0
     )
-    cache: str = parameter(
-        "none",
-        "which keys of a block's first forward are reused: those in front of it, or also those behind it",
-        choices=CACHES,
-    )
+    cache: str = cache_parameter()
     steps: int | None = parameter(
         None,
         "denoise steps over the whole canvas where threshold is null; a multiple of its blocks",
@@ -63,8 +59,7 @@ class FastDLLM(Algorithm):
     def check(self, *, block_length: int, num_blocks: int, is_bidirectional: bool) -> None:
         """The steps must divide over the blocks; an exact cache needs no approximate one."""
         require_whole_steps(self.steps, num_blocks)
-        if self.cache != Reuse.NOTHING:
-            require_bidirectional("cache", self.cache, is_bidirectional)
+        check_cache(self.cache, is_bidirectional)
 
     @staticmethod
     def decide(
@@ -76,14 +71,7 @@ class FastDLLM(Algorithm):
         num_eligible = view.eligible.sum(-1)
         limit = per_row((float("inf") if row.threshold is None else row.threshold for row in rows), view)
         by_threshold = (confidence >= limit[:, None]).sum(-1).clamp(min=1)
-        num_steps = per_row(
-            (
-                row.steps // blocks if row.steps else length
-                for row, blocks, length in zip(rows, view.num_blocks, view.block_length, strict=True)
-            ),
-            view,
-        )
-        count = scheduled_count(view.masks_at_start, num_steps, view.step)
+        count = scheduled_count(view.masks_at_start, planned_steps(rows, view), view.step)
         count = torch.where(per_row((row.threshold is None for row in rows), view), count, by_threshold)
         if any(row.factor is not None for row in rows):
             by_factor = _count_by_factor(

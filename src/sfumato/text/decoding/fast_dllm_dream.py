@@ -25,6 +25,7 @@ from sfumato.text.decoding.protocol import (
     Transform,
     View,
     Wanted,
+    cache_parameter,
     parameter,
     per_row,
     require_bidirectional,
@@ -46,11 +47,7 @@ class FastDLLMDream(Algorithm):
     threshold: float = parameter(
         0.9, "at least this confidence, or less than this entropy in nats", minimum=0.0
     )
-    cache: str = parameter(
-        "dual",
-        "which keys of a block's first forward are reused: those in front of it, or also those behind it",
-        choices=(Reuse.PREFIX.value, Reuse.DUAL.value),
-    )
+    cache: str = cache_parameter(Reuse.DUAL, Reuse.PREFIX)
     steps: int | None = parameter(
         None, "entropy: denoise steps over the whole canvas; a multiple of its blocks", minimum=1
     )

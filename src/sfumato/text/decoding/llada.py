@@ -19,6 +19,7 @@ from sfumato.text.decoding.protocol import (
     View,
     parameter,
     per_row,
+    planned_steps,
     require_bidirectional,
     require_whole_steps,
 )
@@ -69,11 +70,7 @@ class LLaDA(Algorithm):
     @staticmethod
     def decide(rows: Sequence[LLaDA], view: View, statistics: Statistics, states: Sequence[Any]) -> Outcome:
         """Take the scheduled number of undecided positions."""
-        num_steps = [
-            row.steps // blocks if row.steps else length
-            for row, blocks, length in zip(rows, view.num_blocks, view.block_length, strict=True)
-        ]
-        steps = per_row(num_steps, view)
+        steps = planned_steps(rows, view)
         score = statistics.confidence
         if view.uniform is not None:
             is_random = per_row([row.needs_uniform for row in rows], view)

@@ -16,6 +16,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfumato.cache.approximate import Reuse
 from sfumato.core.spec import TextSpec
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import NotSupported, RequestError
@@ -186,6 +187,33 @@ def parameter(
     """Declare a parameter that a request may set, with its range and what it means."""
     metadata = {"doc": doc, "minimum": minimum, "maximum": maximum, "choices": choices, "is_public": True}
     return field(default=default, metadata=metadata)
+
+
+def cache_parameter(*offered: Reuse) -> Any:
+    """Declare which old keys are reused, the first one offered by default; nothing named: all, none first."""
+    choices = offered or tuple(Reuse)
+    return parameter(
+        choices[0].value,
+        "which keys of a block's first forward are reused: those in front of it, or also those behind it",
+        choices=tuple(reuse.value for reuse in choices),
+    )
+
+
+def check_cache(cache: str, is_bidirectional: bool) -> None:
+    """Raise NotSupported where an exact cache needs no approximate one."""
+    if cache != Reuse.NOTHING:
+        require_bidirectional("cache", cache, is_bidirectional)
+
+
+def planned_steps(rows: Sequence[Any], view: View) -> Tensor:
+    """Return i64[R]: a schedule's steps per block; `steps` is over the canvas, None is one a token."""
+    return per_row(
+        (
+            row.steps // blocks if row.steps else length
+            for row, blocks, length in zip(rows, view.num_blocks, view.block_length, strict=True)
+        ),
+        view,
+    )
 
 
 def require_whole_steps(steps: int | None, num_blocks: int) -> None:
