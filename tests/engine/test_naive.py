@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.naive import llada_generate, sdar_generate
+from benchmarks.naive import dual_cache_generate, llada_generate, sdar_generate
 from sfumato.core.spec import Sampling
 from sfumato.models.folder import read_folder
 from sfumato.models.weights import load_model
@@ -56,6 +56,31 @@ def test_llada_in_one_batch_equals_the_naive_loop_alone(checkpoint: str, variant
     assert found == expected
     if variant == "early_stop":
         assert any(forwards < 8 for _, forwards in expected)
+
+
+@pytest.mark.parametrize("checkpoint", ["llada-tiny-mha", "llada-tiny-gqa"])
+def test_dual_cache_in_one_batch_equals_a_plain_loop_with_kept_keys(checkpoint: str) -> None:
+    path = GOLDENS / "llada" / "checkpoints" / checkpoint
+    plain = load_model(read_folder(str(path)), dtype=load_checkpoint(path).dtype, device="cpu", pack=False)
+    rng, mask_id = random.Random(checkpoint), load_checkpoint(path).traits.mask_token_id
+    requests, expected, uncached = [], [], []
+    for _ in range(6):
+        block = rng.choice([8, 16])
+        length, prompt = 2 * block, [rng.randrange(1, 240) for _ in range(rng.randrange(2, 20))]
+        loop = {
+            "mask_id": mask_id,
+            "steps": rng.choice([length, length // 2]),
+            "gen_length": length,
+            "block_length": block,
+        }
+        algorithm = FastDLLM(threshold=None, steps=loop["steps"], cache="dual")
+        requests.append(asked(prompt, algorithm, CanvasEnd(), length=length, block=block))
+        kept = dual_cache_generate(plain, prompt, **loop)
+        expected.append((kept.canvas.tolist(), kept.num_forwards))
+        uncached.append(llada_generate(plain, prompt, **loop).canvas.tolist())
+    found = [(item.final_ids, item.usage.denoise_steps) for item in run(load_checkpoint(path), requests)]
+    assert found == expected
+    assert [canvas for canvas, _ in expected] != uncached
 
 
 def test_sdar_in_one_batch_equals_the_naive_loop_without_a_cache() -> None:

@@ -99,44 +99,64 @@ def plan_transformers(case: Case) -> Planned:
 
 
 def plan_diffusers(case: Case) -> Planned:
-    """Plan diffusers' pipeline with one of its three schedulers."""
+    """Plan diffusers' pipeline with one of its three schedulers, one request per row."""
     params = case["params"]
     checkpoint = Checkpoint(case.checkpoint_path)
     length = load_for(checkpoint).traits.block_length
     num_canvases = -(-params["gen_length"] // length)
-    (prompt,) = case["input_ids"]
     canvases = _split(case["trace"])
-    drawn, random, routes = {}, {}, {}
+    asked = [
+        Asked(
+            make_spec(prompt, max_tokens=num_canvases * length, block_length=length),
+            Replay(
+                diffusers_algorithm(params),
+                CanvasEnd(),
+                _diffusers_source(params, canvases, row, prompt, length),
+            ),
+        )
+        for row, prompt in enumerate(case["input_ids"])
+    ]
+
+    def verify(recordings: list[Recording]) -> None:
+        for row, recording in enumerate(recordings):
+            found = iter(recording.canvases)
+            start = len(case["input_ids"][row])
+            for block, steps in enumerate(canvases):
+                for index, step in enumerate(steps):
+                    ours = next(found)[start + block * length : start + (block + 1) * length].tolist()
+                    # A canvas that has stopped early shows its best tokens; the trace still the noisy ones.
+                    if index + 1 < len(steps):
+                        expect_equal(
+                            f"row {row}, canvas {block}, step {index}", ours, step["canvas_out"][row]
+                        )
+            sequence = case["sequences"][row]
+            expect_equal(f"row {row}: sequence", recording.final_ids[start : start + len(sequence)], sequence)
+            forwards = case["forwards"]
+            expect_equal("denoise forwards", recording.usage.denoise_steps, forwards["denoise"])
+            expect_equal("encoder forwards", recording.num_encoded, forwards["encoder"])
+
+    return Planned(checkpoint, asked, verify)
+
+
+def _diffusers_source(
+    params: dict[str, Any], canvases: list[list[dict[str, Any]]], row: int, prompt: list[int], length: int
+) -> RecordedCanvases:
+    """Return the draws of one row: drawn tokens if there are any, routes of discrete DDIM, random tokens."""
+    drawn: dict[tuple[int, int], Sequence[int]] = {}
+    random: dict[tuple[int, int], Sequence[int]] = {}
+    routes: dict[tuple[int, int], Sequence[int]] = {}
+    span = slice(row * length, (row + 1) * length)
     for block, steps in enumerate(canvases):
-        random[block, -1] = steps[0]["canvas_in"][0]
+        random[block, -1] = steps[0]["canvas_in"][row]
         for index, step in enumerate(steps):
-            draws = {draw["op"]: draw["values"] for draw in step["draws"]}
+            # The last draw of a kind is the route, where tokens are drawn before it.
+            draws = {draw["op"]: draw["values"][span] for draw in step["draws"]}
             random[block, index] = draws["randint"]
             if params["scheduler"] == "DiscreteDDIM":
                 routes[block, index] = draws["multinomial"]
-            elif "multinomial" in draws:
-                drawn[block, index] = draws["multinomial"]
-    source = RecordedCanvases(drawn, random, len(prompt), length, routes)
-    spec = make_spec(prompt, max_tokens=num_canvases * length, block_length=length)
-    replay = Replay(diffusers_algorithm(params), CanvasEnd(), source)
-
-    def verify(recordings: list[Recording]) -> None:
-        (recording,) = recordings
-        found = iter(recording.canvases)
-        for block, steps in enumerate(canvases):
-            start = len(prompt) + block * length
-            for index, step in enumerate(steps):
-                ours = next(found)[start : start + length].tolist()
-                # A canvas that has stopped early shows its best tokens; the trace still the noisy ones.
-                if index + 1 < len(steps):
-                    expect_equal(f"canvas {block}, step {index}", ours, step["canvas_out"][0])
-        sequence = case["sequences"][0]
-        start = len(prompt)
-        expect_equal("sequence", recording.final_ids[start : start + len(sequence)], sequence)
-        expect_equal("denoise forwards", recording.usage.denoise_steps, case["forwards"]["denoise"])
-        expect_equal("encoder forwards", recording.num_encoded, case["forwards"]["encoder"])
-
-    return Planned(checkpoint, [Asked(spec, replay)], verify)
+            if params["scheduler"] == "EntropyBound" or params.get("temperature", 0.0) > 0:
+                drawn[block, index] = step["sampled_tokens"][row]
+    return RecordedCanvases(drawn, random, len(prompt), length, routes)
 
 
 def diffusers_algorithm(params: dict[str, Any]) -> Algorithm:

@@ -199,7 +199,7 @@ def _mask_algorithm(case: Case) -> Algorithm:
         "diffusers_block_refinement_step": lambda: BlockRefinement(
             threshold=params["threshold"],
             editing_threshold=params["editing_threshold"],
-            num_inference_steps=params["num_inference_steps"],
+            num_inference_steps=len(params["transfer_schedule"]),
             never_ends=True,
         ),
         "dinfer_ThresholdParallelDecoder": lambda: DInfer(threshold=params["threshold"]),
