@@ -1,1 +1,1 @@
-"""Train the two tiny models that ship with the package; nothing in `src/` imports from here."""
+"""Train the tiny models that ship with the package; nothing in `src/` imports from here."""

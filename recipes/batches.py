@@ -1,7 +1,7 @@
 """Own the noise: how dialogues become rows of masked tokens, and rows become batches of fixed shapes."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -140,7 +140,12 @@ def draw_row(tokenizer: Tokenizer, random_source: random.Random, plan: Plan) -> 
 
 
 def draw_batches(tokenizer: Tokenizer, plan: Plan, first_pool: int) -> Iterator[tuple[int, Batch]]:
-    """Yield (pool number, batch) forever; a pool depends on the seed and its number alone.
+    """Yield (pool number, batch) of masked dialogues forever."""
+    return gather(plan, first_pool, lambda random_source: draw_row(tokenizer, random_source, plan))
+
+
+def gather(plan: Plan, first_pool: int, draw: Callable[[random.Random], Row]) -> Iterator[tuple[int, Batch]]:
+    """Yield (pool number, batch) forever; a pool's draws depend on the seed and its number alone.
 
     Rows longer than the longest bucket (a few two-turn dialogues) are dropped.
     """
@@ -150,7 +155,7 @@ def draw_batches(tokenizer: Tokenizer, plan: Plan, first_pool: int) -> Iterator[
         random_source = random.Random(f"{plan.name} {plan.seed} {pool}")
         ready = []
         for _ in range(EXAMPLES_PER_POOL):
-            row = draw_row(tokenizer, random_source, plan)
+            row = draw(random_source)
             length = min((n for n in plan.bucket_lengths if n >= len(row.token_ids)), default=None)
             if length is None:
                 continue

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from recipes.model import TinyModel
-from recipes.plan import TOKENIZER, Plan
+from recipes.plan import Plan
 from recipes.reference_forward import reference_logits
 from recipes.tokenizer import END_ID, MASK_ID, MODEL_MAX_LENGTH, PAD_ID, write_tokenizer_config
 from recipes.train import State
@@ -45,7 +45,7 @@ LLADA_NAMES = {
     "up_proj": "up_proj",
     "down_proj": "ff_out",
 }
-DEFAULT_NEW_TOKENS = {"sdar": 128, "llada": 64}
+DEFAULT_NEW_TOKENS = {"sdar": 128, "llada": 64, "llada-fast": 64}
 # Both forwards run in float32 on the same rounded weights; only the order of sums differs.
 LOGIT_TOLERANCE = 1e-3
 
@@ -81,7 +81,7 @@ def export(state: State, plan: Plan, folder: Path | None = None) -> None:
     }
     if not (folder / "generation_config.json").exists():
         _write_json(folder / "generation_config.json", generation)
-    shutil.copyfile(TOKENIZER, folder / "tokenizer.json")
+    shutil.copyfile(plan.tokenizer_path, folder / "tokenizer.json")
     write_tokenizer_config(folder / "tokenizer_config.json")
     difference = check_folder(folder, plan)
     print(

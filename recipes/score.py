@@ -6,7 +6,7 @@ from dataclasses import asdict
 from recipes.data import draw_held_out
 from recipes.evaluate import DECODING_RULES, score
 from recipes.export import load_exported
-from recipes.plan import LOGS, TOKENIZER, Plan
+from recipes.plan import LOGS, Plan
 from recipes.tokenizer import load_tokenizer
 
 # Word problems are one task, half of it one-step and half two-step.
@@ -17,7 +17,7 @@ SEED = 2
 
 def write_scores(plan: Plan) -> None:
     """Score the exported folder under both decoding rules and write recipes/logs/<name>-scores.json."""
-    model, tokenizer = load_exported(plan.zoo_folder, plan), load_tokenizer(TOKENIZER)
+    model, tokenizer = load_exported(plan.zoo_folder, plan), load_tokenizer(plan.tokenizer_path)
     scores = {}
     for rule, threshold in DECODING_RULES.items():
         scores[rule] = {}

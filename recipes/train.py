@@ -2,6 +2,7 @@
 
 import json
 import time
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from torch.nn import functional
 from recipes.batches import IGNORED, Batch, draw_batches
 from recipes.evaluate import score_groups
 from recipes.model import TinyModel
-from recipes.plan import LOGS, PLANS, TOKENIZER, Plan
+from recipes.plan import LOGS, PLANS, Plan
 from recipes.tokenizer import load_tokenizer
 from recipes.warm_start import fold_head_norms
 
@@ -63,6 +64,25 @@ class State:
         beside.rename(path)
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a model learns from: the state it begins with, its batches and its loss."""
+
+    begin: Callable[[], State]
+    draw: Callable[[State], Iterator[tuple[int, Batch]]]
+    loss: Callable[[TinyModel, Batch], Tensor]
+
+
+def data_lesson(plan: Plan) -> Lesson:
+    """Return the lesson of the models that learn from the data itself."""
+    tokenizer = load_tokenizer(plan.tokenizer_path)
+    return Lesson(
+        begin=lambda: State.fresh(plan, tokenizer),
+        draw=lambda state: draw_batches(tokenizer, plan, state.pool),
+        loss=batch_loss,
+    )
+
+
 def averaged_model(state: State, plan: Plan) -> TinyModel:
     """Return an uncompiled bf16 model with the averaged weights, as they are exported."""
     model = TinyModel(plan)
@@ -88,10 +108,9 @@ def batch_loss(model: TinyModel, batch: Batch) -> Tensor:
     return (losses * weights).sum() / weights.sum()
 
 
-def train(plan: Plan) -> State:
+def train(plan: Plan, lesson: Lesson) -> State:
     """Train or resume until the plan's token budget is spent; append the curve to recipes/logs."""
-    tokenizer = load_tokenizer(TOKENIZER)
-    state = State.load(plan.state_path) if plan.state_path.exists() else State.fresh(plan, tokenizer)
+    state = State.load(plan.state_path) if plan.state_path.exists() else lesson.begin()
     model = TinyModel(plan)
     model.load_state_dict(state.masters)
     model.to(torch.bfloat16)
@@ -109,12 +128,12 @@ def train(plan: Plan) -> State:
         state.optimizer = optimizer.state_dict()
         state.save(plan.state_path)
 
-    for pool, batch in draw_batches(tokenizer, plan, state.pool):
+    for pool, batch in lesson.draw(state):
         if state.tokens >= plan.token_budget:
             break
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(state, plan)
-        loss = batch_loss(model, batch)
+        loss = lesson.loss(model, batch)
         model.zero_grad(set_to_none=True)
         loss.backward()
         _update(model, state, optimizer, plan)
@@ -137,7 +156,8 @@ def train(plan: Plan) -> State:
         if state.tokens - state.evaluated_tokens >= plan.tokens_per_evaluation:
             log_scores(state, plan)
             keep()
-    log_scores(state, plan)
+    if state.evaluated_tokens < state.tokens:
+        log_scores(state, plan)
     keep()
     return state
 
@@ -159,7 +179,9 @@ def _update(model: TinyModel, state: State, optimizer: torch.optim.AdamW, plan: 
 
 def log_scores(state: State, plan: Plan) -> None:
     """Score the averaged weights on a few held-out questions and append one line to the model's log."""
-    scores = score_groups(averaged_model(state, plan), load_tokenizer(TOKENIZER), CURVE_QUESTIONS, seed=1)
+    scores = score_groups(
+        averaged_model(state, plan), load_tokenizer(plan.tokenizer_path), CURVE_QUESTIONS, seed=1
+    )
     as_dicts = {rule: {group: asdict(score) for group, score in by.items()} for rule, by in scores.items()}
     line = {
         "tokens": state.tokens,

@@ -54,6 +54,12 @@ def embedded_models() -> list[str]:
     return sorted(names, key=lambda name: (name != "sfumato-tiny-sdar", name))
 
 
+def default_models() -> list[str]:
+    """Return the embedded models that are served where none is named: not the variants of another one."""
+    served = {name: read_json(ZOO / name / "generation_config.json") or {} for name in embedded_models()}
+    return [name for name, content in served.items() if not content.get("sfumato", {}).get("variant_of")]
+
+
 def locate(model: str) -> Path:
     """Return the folder of an embedded name, a local path or a hub id (downloaded if it is not cached)."""
     if model in embedded_models():

@@ -156,15 +156,15 @@ def serve(
 def _plan(
     models: Sequence[str], names: Sequence[str], general: ModelSettings, config: Path | None
 ) -> list[Planned]:
-    """Return the engines to start: the models named here, else the file's, else the embedded ones."""
+    """Return the engines to start: the models named here, else the file's, else the embedded default ones."""
     per_model = {} if config is None else read_settings(config)
     if not models and per_model:
         models = list(per_model)
     if not models:
         # Imported only where it is needed, as it takes a while.
-        from sfumato.models.folder import embedded_models
+        from sfumato.models.folder import default_models
 
-        models = embedded_models()
+        models = default_models()
     strangers = [model for model in per_model if model not in models]
     if strangers:
         raise ConfigError(
