@@ -114,3 +114,49 @@ def sdar_generate(
             canvas[chosen] = token[chosen]
             forwards, step = forwards + 1, step + 1
     return NaiveResult(canvas, forwards)
+
+
+@torch.inference_mode()
+def dual_cache_generate(
+    model: Decoder, prompt: list[int], *, mask_id: int, steps: int, gen_length: int, block_length: int
+) -> NaiveResult:
+    """Decode as Fast-dLLM's dual cache does, on a schedule: a block's first forward covers the canvas.
+
+    Its keys and values are kept on both sides of the block; later forwards feed the block alone and put its
+    keys and values in place of the old ones.
+    """
+    canvas = torch.tensor([*prompt, *[mask_id] * gen_length])
+    store = KVStore.allocate(
+        shapes=model.shape.kv_shapes, num_slots=len(canvas), dtype=model.dtype, device=str(model.device)
+    )
+    steps_per_block = steps // (gen_length // block_length)
+    forwards = 0
+    for start in range(len(prompt), len(canvas), block_length):
+        block = canvas[start : start + block_length]
+        for step in range(steps_per_block):
+            is_masked = block == mask_id
+            if step == 0:
+                logits = _slice_logits(model, canvas, 0, len(canvas), store)[start : start + block_length]
+            else:
+                logits = _slice_logits(model, canvas, start, start + block_length, store)
+            forwards += 1
+            confidence, token = logits.softmax(-1).max(-1)
+            count = block_length // steps_per_block + (step < block_length % steps_per_block)
+            chosen = confidence.masked_fill(~is_masked, -torch.inf).topk(min(count, int(is_masked.sum())))
+            block[chosen.indices] = token[chosen.indices]
+    return NaiveResult(canvas, forwards)
+
+
+def _slice_logits(model: Decoder, canvas: Tensor, start: int, stop: int, store: KVStore) -> Tensor:
+    """Return logits f32[stop - start, V] of a slice that writes to the store and sees all of it."""
+    positions = torch.arange(start, stop)
+    segment = Segment(0, stop - start, key_slots=torch.arange(len(canvas)), visible_end=None)
+    batch = Batch(
+        token_ids=canvas[start:stop],
+        positions=positions,
+        groups=group_segments([segment], model.device),
+        store=store,
+        write_slots=positions,
+        write_tokens=positions - start,
+    )
+    return model.head(model.hidden(batch)).float()

@@ -57,6 +57,9 @@ def test_a_bidirectional_model_is_estimated_and_says_so(client: OpenAI, server: 
     assert first["method"] == "monte_carlo"
     assert first["log_likelihood"] == second["log_likelihood"]
     assert first["num_samples"] == 8
+    metrics = server.http.get("/metrics").text
+    counted = [line for line in metrics.splitlines() if "requests_total{" in line and 'end="scored"' in line]
+    assert any(LLADA in line and "log_likelihood" in line for line in counted), metrics
     assert first["seed"] == 3
 
 

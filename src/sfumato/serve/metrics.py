@@ -109,6 +109,13 @@ class Metrics:
             self.request_nfe.labels(model).observe(usage.nfe)
             self.tokens_per_forward.labels(model).observe(usage.tokens_per_forward)
 
+    def observe_score(self, model: str, endpoint: str, usage: Usage) -> None:
+        """Count tokens that were scored; they are nobody's output and have no rate."""
+        self.requests.labels(model, endpoint, "scored").inc()
+        self.prompt_tokens.labels(model).inc(usage.prompt_tokens)
+        self.cached_tokens.labels(model).inc(usage.cached_tokens)
+        self.nfe.labels(model).inc(usage.nfe)
+
 
 router = APIRouter()
 

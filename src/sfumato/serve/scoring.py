@@ -16,6 +16,7 @@ from sfumato.errors import NotSupported
 from sfumato.serve.errors import failed, unavailable
 from sfumato.serve.fields import Count, OnePrompt, Priority, Seed
 from sfumato.serve.logprobs import TokenEntry, completion_logprobs, text_offsets
+from sfumato.serve.metrics import Metrics
 from sfumato.serve.registry import Registry, ServedModel
 from sfumato.serve.schema import STRICT
 from sfumato.serve.streams import CLIENT_GONE, ClientGone, json_response, until_gone
@@ -48,12 +49,12 @@ async def create(request: Request, body: LogLikelihoodRequest) -> Response:
         raise unavailable("the server is shutting down and takes no new requests")
     model = registry.find(body.model)
     try:
-        return json_response(await until_gone(request, _answer(model, body)))
+        return json_response(await until_gone(request, _answer(model, body, request.app.state.metrics)))
     except ClientGone:
         return Response(status_code=CLIENT_GONE)
 
 
-async def _answer(model: ServedModel, body: LogLikelihoodRequest) -> dict[str, Any]:
+async def _answer(model: ServedModel, body: LogLikelihoodRequest, metrics: Metrics) -> dict[str, Any]:
     is_exact = model.traits.has_exact_cache
     seed = draw_seed() if body.seed is None else body.seed
     prompt_ids = await model.encode(body.prompt)
@@ -73,6 +74,7 @@ async def _answer(model: ServedModel, body: LogLikelihoodRequest) -> dict[str, A
     ((score, usage),) = await score_all(
         model, name, [spec], priority=body.priority or 0, timeout=body.timeout
     )
+    metrics.observe_score(model.name, "/v1/log_likelihood", usage)
     tokens = [token.logprob for token in score.tokens] if is_exact else None
     return {
         "id": name,
