@@ -62,7 +62,12 @@ def random_loaded(family: str, dtype: torch.dtype, block_length: int, limits: Li
         head_dim=SHAPE.head_dim,
         default_algorithm=family,
     )
-    config = EngineConfig(model=f"random-{family}-150m", device="cpu", kv_memory=512 << 20, limits=limits)
+    return loaded_of(traits, SHAPE, dtype, limits)
+
+
+def loaded_of(traits: ModelTraits, shape: DecoderShape, dtype: torch.dtype, limits: Limits) -> Loaded:
+    """Return a random model of any shape as an engine takes it."""
+    config = EngineConfig(model=f"random-{traits.family}", device="cpu", kv_memory=512 << 20, limits=limits)
     folder = Folder(name=config.model, path=Path("/nonexistent"), config={}, generation={}, traits=traits)
-    model = random_model(SHAPE, dtype, pack=True)
+    model = random_model(shape, dtype, pack=True)
     return Loaded(config=config, folder=folder, traits=traits, model=model, dtype=dtype, device="cpu")

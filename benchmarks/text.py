@@ -1,4 +1,4 @@
-"""The engine against a naive loop over the same model: `make bench`, or `python -m benchmarks.text`.
+"""The engine against loops over the same model: `make bench`, or `python -m benchmarks.text`.
 
 Every figure is the median of paired runs: naive and engine in turn, in one process, on the same prompts;
 ratios are medians of the pairs' ratios. The naive loop takes one request after another, so its rate does not
@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import cached, joint
 from benchmarks.models import MASK_ID, random_loaded, random_model
 from benchmarks.naive import llada_generate, sdar_generate
 from sfumato import Engine, EngineConfig, Limits, SamplingParams
@@ -29,6 +30,11 @@ from sfumato.models.weights import load_model
 
 BATCHES = (1, 4, 8, 16)
 NAIVE_REQUESTS = 1
+TABLES = {
+    "naive": "engine / naive loop",
+    "dual": "dual cache / naive whole-canvas loop",
+    "joint": "eight unlike requests, together and one after another",
+}
 _MIB = 1 << 20
 
 
@@ -177,16 +183,9 @@ def settings(names: list[str]) -> list[Setting]:
     return made
 
 
-def main() -> None:
-    """Print one table for all settings and batch sizes."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.text", description=__doc__)
-    parser.add_argument("--models", default="sdar-150m,llada-150m,sdar,llada")
-    parser.add_argument("--batches", default=",".join(map(str, BATCHES)))
-    parser.add_argument("--pairs", type=int, default=5, help="paired runs per row")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every forward")
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    table = Table(title=f"engine / naive loop, {options.threads} thread(s), medians of {options.pairs} pairs")
+def naive_table(models: list[str], batches: list[int], num_pairs: int, title: str) -> Table:
+    """Return the engine against the naive loop for all settings and batch sizes."""
+    table = Table(title=title)
     headings = (
         "model",
         "requests",
@@ -199,12 +198,40 @@ def main() -> None:
     )
     for heading in (*headings, "TPF", "host", "host ms/step", "peak MiB"):
         table.add_column(heading, justify="right")
-    for setting in settings(options.models.split(",")):
-        for batch in map(int, options.batches.split(",")):
-            measure(setting, batch, options.pairs, table)
-    console = Console(width=150)
+    for setting in settings(models):
+        for batch in batches:
+            measure(setting, batch, num_pairs, table)
+    return table
+
+
+def main() -> None:
+    """Print the chosen tables."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.text", description=__doc__)
+    parser.add_argument("--tables", default="naive", help=f"of {', '.join(TABLES)}")
+    parser.add_argument("--models", default="sdar-150m,llada-150m,sdar,llada", help="of the table naive")
+    parser.add_argument("--families", default="llada,sdar", help="of the table joint")
+    parser.add_argument(
+        "--lengths", default=",".join(map(str, joint.LENGTHS)), help="output tokens, of the table joint"
+    )
+    parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="of the tables naive and dual")
+    parser.add_argument("--pairs", type=int, default=5, help="paired runs per row")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of every forward")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    ending = f"{options.threads} thread(s), medians of {options.pairs} pairs"
+    lengths = [int(length) for length in options.lengths.split(",")]
+    batches = [int(batch) for batch in options.batches.split(",")]
+    console = Console(width=170)
     console.print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
-    console.print(table)
+    for name in options.tables.split(","):
+        title = f"{TABLES[name]}, {ending}"
+        if name == "naive":
+            table = naive_table(options.models.split(","), batches, options.pairs, title)
+        elif name == "dual":
+            table = cached.make_table(batches, options.pairs, title)
+        else:
+            table = joint.make_table(options.families.split(","), lengths, options.pairs, title)
+        console.print(table)
 
 
 if __name__ == "__main__":

@@ -104,6 +104,7 @@ def test_a_closed_engine_takes_nothing() -> None:
         ({"kv_memory": 10}, "--kv-memory 10"),
         ({"page_size": 3}, "--page-size 3"),
         ({"limits": Limits(policy="fifo")}, "--policy 'fifo'"),
+        ({"limits": Limits(order="lifo")}, "--order 'lifo'"),
         ({"limits": Limits(max_running_requests=0)}, "--max-running-requests 0"),
         ({"limits": Limits(denoise_every=0)}, "--denoise-every 0"),
         ({"parameters": {"threshold": 0.5}}, "--algorithm-parameters"),

@@ -91,7 +91,12 @@ def run_with_arrivals(
 @pytest.mark.parametrize("seed", range(4))
 def test_results_do_not_depend_on_neighbours_arrivals_or_retractions(loaded: Loaded, seed: int) -> None:
     rng = random.Random(seed)
-    limits = Limits(max_running_requests=16, policy=("separate", "mixed")[seed % 2], max_prefill_tokens=64)
+    limits = Limits(
+        max_running_requests=16,
+        policy=("separate", "mixed")[seed % 2],
+        order=("fair", "shortest")[seed // 2],
+        max_prefill_tokens=64,
+    )
     config = msgspec.structs.replace(loaded.config, limits=limits)
     engine = Engine.from_loaded(dataclasses.replace(loaded, config=config))
     asks = [ask(engine, rng) for _ in range(rng.choice([2, 5, 10, 16]))]

@@ -129,7 +129,12 @@ def alone(loaded: Loaded, prompt: list[int], params: SamplingParams) -> list[int
 @pytest.mark.parametrize("seed", range(3))
 def test_results_do_not_depend_on_neighbours_arrivals_or_retractions(loaded: Loaded, seed: int) -> None:
     rng = random.Random(seed)
-    limits = Limits(max_running_requests=8, policy=("separate", "mixed")[seed % 2], max_prefill_tokens=32)
+    limits = Limits(
+        max_running_requests=8,
+        policy=("separate", "mixed")[seed % 2],
+        order=("fair", "shortest")[seed // 2],
+        max_prefill_tokens=32,
+    )
     asks = [draw(loaded, rng) for _ in range(12)]
     arrivals = [rng.randrange(10) for _ in asks]
     # Room for about two of them: pages run out, and requests are retracted on top of the random ones.

@@ -315,11 +315,13 @@ def test_36_an_idle_loop_blocks_and_wakes_on_a_message() -> None:
     ),
     num_pages=st.integers(8, 20),
     policy=st.sampled_from(["separate", "mixed"]),
+    order=st.sampled_from(["fair", "shortest"]),
 )
 def test_laws_1_to_4_hold_for_random_histories(
-    asks: list[tuple[int, int, float, int, int]], num_pages: int, policy: str
+    asks: list[tuple[int, int, float, int, int]], num_pages: int, policy: str, order: str
 ) -> None:
-    harness = Harness(num_pages=num_pages, limits=Limits(max_running_requests=3, policy=policy))
+    limits = Limits(max_running_requests=3, policy=policy, order=order)
+    harness = Harness(num_pages=num_pages, limits=limits)
 
     def submit(target: Harness, index: int) -> None:
         prompt_len, max_tokens, threshold, priority, _ = asks[index]

@@ -13,7 +13,8 @@ from sfumato.core.spec import Sampling
 from sfumato.text.decoding.protocol import Transform
 from sfumato.text.random_source import CounterSource
 from sfumato.text.sampling import scale_and_filter
-from sfumato.text.statistics import PackedStatistics, Reading, compute_statistics
+from sfumato.text.statistics import PackedStatistics, compute_statistics
+from sfumato.text.transform import Reading
 
 VOCAB = 50
 

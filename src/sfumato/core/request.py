@@ -58,6 +58,10 @@ class Work(Protocol):
         """Return how many pages the request can ever hold."""
         ...
 
+    def remaining(self) -> int:
+        """Return about how many tokens its forwards are still to be fed."""
+        ...
+
     def known_tokens(self) -> tuple[int, ...]:
         """Return the tokens of whole known blocks, whose keys and values may be shared; empty if none may."""
         ...

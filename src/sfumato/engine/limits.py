@@ -7,12 +7,15 @@ import msgspec
 from sfumato.errors import ConfigError
 
 POLICIES = ("separate", "mixed")
+ORDERS = ("fair", "shortest")
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """What a step and an engine may hold.
 
     policy: "separate" runs prefill rows or denoise rows in one forward, "mixed" both.
+    order: "fair" runs every request in every step while the budgets last, "shortest" those first that have
+    least left to do, in steps no larger than throughput asks for.
     denoise_every: with prefill work always waiting, at least every so many steps denoises.
     max_prefill_tokens: prompt tokens per forward. max_step_tokens: denoise tokens per forward.
     max_logits_bytes: rows x open positions x vocabulary x 4 per forward.
@@ -20,6 +23,7 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
     """
 
     policy: str = "separate"
+    order: str = "fair"
     max_running_requests: int = 64
     max_prefill_tokens: int = 2048
     max_step_tokens: int = 16384
@@ -31,6 +35,8 @@ class Limits(msgspec.Struct, frozen=True, kw_only=True):
         """Raise ConfigError naming the option."""
         if self.policy not in POLICIES:
             raise ConfigError(f"--policy {self.policy!r} is not one of {', '.join(POLICIES)}")
+        if self.order not in ORDERS:
+            raise ConfigError(f"--order {self.order!r} is not one of {', '.join(ORDERS)}")
         for name in ("max_running_requests", "max_prefill_tokens", "max_step_tokens", "max_logits_bytes"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {getattr(self, name)} must be at least 1")

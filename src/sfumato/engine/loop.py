@@ -109,6 +109,7 @@ class EngineLoop:
                 lane.launch(plan, self.live)
         for plan, result in self.collect():
             self.apply(plan, result)
+            self.scheduler.note_step(plan, result.device_seconds)
             self._count(plan, result, time.perf_counter() - started)
         if self._is_draining and not self.live:
             self.is_alive = False

@@ -14,7 +14,11 @@ from sfumato.cache.pool import PageLease
 from sfumato.core.plan import Cost, Row, RowKind, StepPlan
 from sfumato.core.request import Request, Status
 from sfumato.engine.limits import Limits
+from sfumato.engine.step_times import StepTimes
 from sfumato.errors import EngineError
+
+# Shortest first, a running request that has not run for this many steps goes first.
+_PATIENCE_STEPS = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,6 +47,7 @@ class Scheduler:
         self._clock = clock
         self._launch_id = 0
         self._prefill_streak = 0
+        self._step_times = StepTimes()
         self.num_retractions = 0
 
     def plan(self, live: Mapping[str, Request]) -> StepPlan:
@@ -90,10 +95,16 @@ class Scheduler:
         """Apply the policy and the budgets of a step."""
         prefills = [candidate for candidate in candidates if candidate.is_prefill]
         denoises = [candidate for candidate in candidates if not candidate.is_prefill]
-        # Who has not run for longest goes first, so that a budget smaller than the rows serves all in turn.
-        denoises.sort(key=lambda candidate: (candidate.request.last_step, _seniority(candidate.request)))
+        max_tokens = self._limits.max_step_tokens
+        if self._is_shortest_first:
+            prefills.sort(key=lambda candidate: self._urgency(candidate.request))
+            denoises.sort(key=lambda candidate: self._urgency(candidate.request))
+            max_tokens = min(max_tokens, self._step_times.enough_tokens())
+        else:
+            # Who has not run for longest goes first, so that too small a budget serves all in turn.
+            denoises.sort(key=lambda candidate: (candidate.request.last_step, _seniority(candidate.request)))
         if self._limits.policy == "mixed":
-            return self._fit(denoises, self._limits.max_step_tokens) + self._fit_prefill(prefills)
+            return self._fit(denoises, max_tokens) + self._fit_prefill(prefills)
         is_denoise_due = bool(denoises) and self._prefill_streak >= self._limits.denoise_every - 1
         if prefills and not is_denoise_due:
             chosen = self._fit_prefill(prefills)
@@ -101,7 +112,22 @@ class Scheduler:
                 self._prefill_streak += 1
                 return chosen
         self._prefill_streak = 0
-        return self._fit(denoises, self._limits.max_step_tokens)
+        return self._fit(denoises, max_tokens)
+
+    @property
+    def _is_shortest_first(self) -> bool:
+        return self._limits.order == "shortest"
+
+    def _urgency(self, request: Request) -> tuple[int, bool, int, int]:
+        """Order running requests: who lost patience first, then the least remaining work."""
+        is_patient = self._launch_id - request.last_step < _PATIENCE_STEPS
+        rank = request.work.remaining() if is_patient else request.last_step
+        return (-request.priority, is_patient, rank, request.arrival)
+
+    def note_step(self, plan: StepPlan, seconds: float) -> None:
+        """Learn what a step costs, for the order that asks how large steps should be."""
+        if self._is_shortest_first and plan.kind == "denoise":
+            self._step_times.note(sum(row.cost.tokens for row in plan.rows), seconds)
 
     def _fit(self, candidates: list[_Candidate], max_tokens: int) -> list[_Candidate]:
         """Take candidates while the budgets last; the first always fits, and a refused one stops nobody."""
@@ -156,11 +182,12 @@ class Scheduler:
                 # Whoever has waited this long lets nobody pass until it fits.
                 return
 
-    def _turn_of(self, request: Request, now: float) -> tuple[int, float, int]:
-        """Order waiting requests: those that have waited too long by their wait, the others by seniority."""
+    def _turn_of(self, request: Request, now: float) -> tuple[int, float, int, int]:
+        """Order waiting requests: those that have waited too long by their wait, the others as all are."""
         if self._is_overdue(request, now):
-            return (0, request.waiting_since, request.arrival)
-        return (1, -request.priority, request.arrival)
+            return (0, request.waiting_since, 0, request.arrival)
+        remaining = request.work.remaining() if self._is_shortest_first else 0
+        return (1, -request.priority, remaining, request.arrival)
 
     def _is_overdue(self, request: Request, now: float) -> bool:
         return now - request.waiting_since >= self._limits.max_wait_seconds
@@ -187,6 +214,9 @@ class Scheduler:
             request.lease = lease
             work.resume_at(len(shared) * self._pages.pool.page_size)
         request.status = Status.RUNNING
+        if self._is_shortest_first and request.last_step < 0:
+            # Its patience begins now.
+            request.last_step = self._launch_id
         return True
 
     def _make_way(self, live: Mapping[str, Request]) -> None:

@@ -62,20 +62,28 @@ class Experts(Packable):
 
     def one_by_one(self, rows: Tensor, ends: Tensor) -> Tensor:
         """Apply expert e to rows [ends[e - 1], ends[e]), for each expert that has any. ends: i32[E]."""
-        computed, start = [rows[:0]], 0
-        for expert, end in enumerate(ends.tolist()):
-            if end > start:
-                computed.append(self._apply_one(rows[start:end], expert))
-            start = end
-        return torch.cat(computed)
+        if not len(rows):
+            return rows
+        stops = ends.tolist()
+        spans = [
+            (expert, slice(start, stop))
+            for expert, (start, stop) in enumerate(zip([0, *stops], stops, strict=False))
+            if stop > start
+        ]
+        widened = torch.cat([self._widen(rows[span], expert) for expert, span in spans])
+        gate, up = widened.chunk(2, dim=-1)
+        inner = self.activation(gate) * up
+        return torch.cat([self._narrow(inner[span], expert) for expert, span in spans])
 
-    def _apply_one(self, rows: Tensor, expert: int) -> Tensor:
+    def _widen(self, rows: Tensor, expert: int) -> Tensor:
         if self.packed:
-            gate_up, down = self.packed[expert]
-            gate, up = packed_linear(rows, gate_up, None).chunk(2, dim=-1)
-            return packed_linear(self.activation(gate) * up, down, None)
-        gate, up = F.linear(rows, self.gate_up[expert]).chunk(2, dim=-1)
-        return F.linear(self.activation(gate) * up, self.down[expert])
+            return packed_linear(rows, self.packed[expert][0], None)
+        return F.linear(rows, self.gate_up[expert])
+
+    def _narrow(self, rows: Tensor, expert: int) -> Tensor:
+        if self.packed:
+            return packed_linear(rows, self.packed[expert][1], None)
+        return F.linear(rows, self.down[expert])
 
 
 class SparseMLP(nn.Module):

@@ -16,7 +16,17 @@ from sfumato.models.attention import attend
 from sfumato.models.batch import Batch
 from sfumato.models.experts import Experts
 from sfumato.models.language_model import LanguageModel
-from sfumato.models.layers import GatedMLP, Linear, RMSNorm, Rotary, gelu_tanh, rms_norm_plain, rotate
+from sfumato.models.layers import (
+    GatedMLP,
+    Linear,
+    RMSNorm,
+    Rotary,
+    gelu_tanh,
+    pack_weight,
+    packed_linear,
+    rms_norm_plain,
+    rotate,
+)
 from sfumato.models.routing import SoftmaxRouter
 
 
@@ -159,6 +169,12 @@ class GemmaDecoder(LanguageModel):
         self.layers = nn.ModuleList(GemmaLayer(shape, index) for index in range(shape.num_layers))
         self.norm = RMSNorm(shape.width, shape.norm_eps, wide=True)
         self.rotaries = {layer: _rotary(shape, layer) for layer in set(shape.layers)}
+        self._packed_embedding: Tensor | None = None
+
+    def pack(self) -> None:
+        """Pack the weights, and the embedding once more as a matrix: it is also multiplied with."""
+        super().pack()
+        self._packed_embedding = pack_weight(self.embedding.T.contiguous())
 
     @property
     def embedding_scale(self) -> float:
@@ -196,6 +212,14 @@ class GemmaDecoder(LanguageModel):
                 gained = gained + self.conditioning(batch.addend[canvas].to(x.dtype))
             x[canvas] = rms_norm_plain(gained, self.shape.norm_eps)
         return x
+
+    def soft_embedding(self, probabilities: Tensor) -> Tensor:
+        """Return the expected embedding [M, width] under probabilities [M, V]."""
+        if self._packed_embedding is None:
+            return super().soft_embedding(probabilities)
+        return (
+            packed_linear(probabilities.to(self.dtype), self._packed_embedding, None) * self.embedding_scale
+        )
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits [M, V] of hidden states [M, width], between plus and minus the soft cap."""

@@ -34,6 +34,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     eot_token_id: int | None = None
     context_length: int | None = None
     policy: str | None = None
+    order: str | None = None
     max_running_requests: int | None = None
     max_prefill_tokens: int | None = None
     denoise_every: int | None = None
@@ -50,6 +51,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
         """Return the engine that they describe."""
         limits = {
             "policy": self.policy,
+            "order": self.order,
             "max_running_requests": self.max_running_requests,
             "max_prefill_tokens": self.max_prefill_tokens,
             "denoise_every": self.denoise_every,

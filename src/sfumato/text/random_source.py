@@ -64,13 +64,18 @@ class CounterSource:
         return _mix_array(positions.astype(np.uint64) ^ np.uint64(prefix))
 
     def gumbel(self, block: int, step: int, positions: NDArray[np.int64], vocab_size: int) -> Tensor:
-        """Return Gumbel noise f32[M, V]; one hash per number, in chunks of rows the caller chooses."""
+        """Return Gumbel noise f32[M, V]; one hash per number, a position at a time: it stays in the cache."""
         keys = torch.from_numpy(self._keys(PURPOSE_TOKEN, block, step, positions).view(np.int64))
         index = torch.arange(1, vocab_size + 1, dtype=torch.int64) * _signed(_GAMMA)
-        bits = _mix_tensor(keys[:, None] ^ index)
-        # 24 bits fill a float32 mantissa; half a unit keeps both logarithms finite.
-        uniform = ((bits >> 40) & 0xFFFFFF).float().add_(0.5).mul_(2.0**-24)
-        return uniform.log_().neg_().log_().neg_()
+        bits, scratch = torch.empty_like(index), torch.empty_like(index)
+        noise = torch.empty(len(keys), vocab_size)
+        for key, row in zip(keys, noise, strict=True):
+            torch.bitwise_xor(index, key, out=bits)
+            _mix_in_place(bits, scratch)
+            # 24 bits fill a float32 mantissa; half a unit keeps both logarithms finite.
+            row.copy_(bits.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF)).add_(0.5).mul_(2.0**-24)
+            row.log_().neg_().log_().neg_()
+        return noise
 
     def uniform(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return uniform numbers f32[M]."""
@@ -112,12 +117,9 @@ def _signed(value: int) -> int:
     return value - (1 << 64) if value >= 1 << 63 else value
 
 
-def _shift(value: Tensor, bits: int) -> Tensor:
-    """Shift right logically; torch's shift of int64 keeps the sign."""
-    return (value >> bits).bitwise_and_((1 << (64 - bits)) - 1)
-
-
-def _mix_tensor(value: Tensor) -> Tensor:
-    value = (value ^ _shift(value, 30)).mul_(_signed(_MIX_1))
-    value = (value ^ _shift(value, 27)).mul_(_signed(_MIX_2))
-    return value ^ _shift(value, 31)
+def _mix_in_place(value: Tensor, scratch: Tensor) -> None:
+    """Mix i64[V]; scratch: i64[V]."""
+    for bits, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
+        # Torch's shift of int64 keeps the sign; this one is logical.
+        torch.bitwise_right_shift(value, bits, out=scratch)
+        value.bitwise_xor_(scratch.bitwise_and_((1 << (64 - bits)) - 1)).mul_(_signed(factor))

@@ -176,6 +176,10 @@ class MonteCarloWork(ScoringWork):
         """None."""
         return 0
 
+    def remaining(self) -> int:
+        """Return the tokens of the samples that are left."""
+        return (len(self._masks) - len(self._values)) * len(self.token_ids)
+
     def known_tokens(self) -> tuple[int, ...]:
         """Nothing may be shared."""
         return ()
@@ -271,6 +275,11 @@ class SequentialWork(ScoringWork):
     def pages_at_most(self) -> int:
         """Return the pages of the context and of all rows of a step."""
         return self._pages(self._context_len + self._rows_at_once * self.spec.block_length)
+
+    def remaining(self) -> int:
+        """Return the tokens without keys and the rows that are left."""
+        num_left = len(self._positions) - self._num_done
+        return self._context_len - self._cached_len + num_left * self.spec.block_length
 
     def _pages(self, num_slots: int) -> int:
         return -(-num_slots // self._page_size)

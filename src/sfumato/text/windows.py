@@ -17,7 +17,8 @@ from sfumato.text.batching import FedRow
 from sfumato.text.decoding.protocol import Transform
 from sfumato.text.random_source import CounterSource
 from sfumato.text.scoring import ScoringWork
-from sfumato.text.statistics import PackedStatistics, Reading
+from sfumato.text.statistics import PackedStatistics
+from sfumato.text.transform import Reading
 from sfumato.text.walk import Round
 from sfumato.text.work import TextWork
 
@@ -123,7 +124,7 @@ def _step_reading(window: Window, rows: NDArray[np.int64], guided_rows: NDArray[
         random_source=work.canvas.random_source,
         block=work.canvas.block_index,
         step=work.canvas.step,
-        wanted=work.algorithm.wanted,
+        wanted=work.algorithm.wanted_at(work.canvas.step),
         excluded_ids=work.excluded_ids,
         num_alternatives=work.spec.logprobs,
         guided_rows=guided_rows,

@@ -57,6 +57,7 @@ class TextWork:
         self._hit_len = 0
         self._known: tuple[int, ...] = ()
         self._output_end = canvas.prompt_len
+        self._num_undecided = int(np.count_nonzero(canvas.undecided))
         self._denoise_steps = 0
         self._nfe = 0
         self._logprobs: dict[int, TokenLogprob] = {}
@@ -128,6 +129,17 @@ class TextWork:
     def pages_at_most(self) -> int:
         """Return the pages of the whole canvas."""
         return self._pages(self.canvas.length + self.walk.extra_slots) if self.walk.uses_slots else 0
+
+    def remaining(self) -> int:
+        """Guess from the tokens per step so far; before the first step, one."""
+        canvas, step = self.canvas, self.round
+        if step is None:
+            return 0
+        num_undecided = int(np.count_nonzero(canvas.undecided))
+        decided = self._num_undecided - num_undecided
+        steps = num_undecided * self._denoise_steps // decided if decided > 0 else num_undecided
+        missing = canvas.block_start - self.context.cached_len if self.traits.has_exact_cache else 0
+        return missing + max(1, steps) * (step.feed.end - step.feed.start)
 
     def _pages(self, num_slots: int) -> int:
         return -(-num_slots // self._page_size)

@@ -102,6 +102,14 @@ def serve(
             show_default="separate",
         ),
     ] = None,
+    order: Annotated[
+        str | None,
+        typer.Option(
+            help="fair: every request in every step; shortest: least remaining work first.",
+            rich_help_panel=_ENGINE,
+            show_default="fair",
+        ),
+    ] = None,
     max_prefill_tokens: Annotated[
         int | None,
         typer.Option(help="Prompt tokens per forward.", rich_help_panel=_ENGINE, show_default="2048"),
@@ -133,6 +141,7 @@ def serve(
         eot_token_id=eot_token_id,
         context_length=context_length,
         policy=policy,
+        order=order,
         max_running_requests=max_running_requests,
         max_prefill_tokens=max_prefill_tokens,
         denoise_every=denoise_every,

@@ -73,6 +73,10 @@ class EntropyBound(Algorithm):
     def wanted(self) -> Wanted:
         return Wanted(best=True, entropy=True, soft_embedding=True)
 
+    def wanted_at(self, step: int) -> Wanted:
+        """A block's last step has no successor to expect anything for."""
+        return Wanted(best=True, entropy=True, soft_embedding=step + 1 < self.max_denoising_steps)
+
     def walk(self, canvas: Canvas, spec: TextSpec, traits: ModelTraits) -> Walk:
         """Open blocks of random tokens and cool down."""
         asked, steps = spec.sampling.temperature, self.max_denoising_steps

@@ -119,6 +119,11 @@ class Wanted:
     soft_embedding: bool = False
     top: int = 0
 
+    @property
+    def distribution(self) -> bool:
+        """Whether the probabilities of all tokens are needed."""
+        return self.entropy or self.margin or self.soft_embedding
+
 
 class Algorithm(ABC):
     """A decoding algorithm with its parameters: a frozen value; what most have in common is the default here.
@@ -150,6 +155,10 @@ class Algorithm(ABC):
     def wanted(self) -> Wanted:
         """Return which statistics this row's decisions need."""
         return Wanted()
+
+    def wanted_at(self, step: int) -> Wanted:
+        """Return those that are needed in a block's step number `step`, from 0."""
+        return self.wanted
 
     def asked_ids(self, token_ids: NDArray[np.int64], state: Any) -> NDArray[np.int64] | None:
         """Return tokens i64[W, K] whose log probabilities the next step needs, -1 for none."""
