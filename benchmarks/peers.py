@@ -86,10 +86,11 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS), help=f"of {', '.join(PEERS)}")
     parser.add_argument("--batches", default="1", help="requests at once")
     parser.add_argument("--pairs", type=int, default=3, help="paired runs per row")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
     options = parser.parse_args()
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    table = Table(title=f"engine / peer on the same weights, 1 thread, medians of {options.pairs} pairs")
+    table = Table(title=f"engine / peer on the same weights, {options.threads} thread(s), medians of {options.pairs} pairs")
     headings = ("peer", "requests", "peer tok/s", "engine tok/s", "ratio", "served tok/s", "ratio")
     for heading in headings:
         table.add_column(heading, justify="right")

@@ -92,11 +92,11 @@ def main(arguments: list[str] | None = None) -> int:
     passed = failed = 0
     for folder, kinds, checkpoints in selections:
         cases = [case for case in find_cases(folder) if _is_chosen(case, kinds, checkpoints)]
-        if options.together is not None:
-            cases = [case for case in cases if case.kind not in REPLAYS]
         if not cases:
             print(f"FAIL {folder}: no case was chosen")
             failed += 1
+        if options.together is not None:
+            cases = [case for case in cases if case.kind not in REPLAYS]
         problems = (
             replay_each(cases) if options.together is None else replay_together(cases, options.together)
         )

@@ -62,6 +62,14 @@ def test_an_unknown_kind_fails_unless_it_is_excluded(
     assert main([str(folder), "--checkpoints", "other*"]) == 1
 
 
+def test_together_leaves_out_what_needs_no_engine(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([str(folder), "--together", "3"]) == 0
+    assert last_line(capsys) == "1 passed, 0 failed, 0 skipped"
+    assert main([str(DATA / "algorithms"), "--together", "3"]) == 0
+    assert last_line(capsys) == "0 passed, 0 failed, 0 skipped"
+    assert main([str(DATA / "nothing"), "--together", "3"]) == 1
+
+
 def test_a_broken_checkpoint_fails_its_case_alone(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     shutil.copy(folder / "cases" / "one.json", folder / "cases" / "two.json")
     case = json.loads((folder / "cases" / "one.json").read_text())
