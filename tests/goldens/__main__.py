@@ -3,7 +3,8 @@
 With --together SEED all cases of a checkpoint share one engine, submitted at random times; what runs no
 engine (logits, step functions) is left out. Prints a line per case and a last line
 `N passed, N failed, N skipped`; exit status 1 on any failure. What --kinds and --checkpoints exclude is
-neither run nor counted; an unknown kind counts as failed.
+neither run nor counted; an unknown kind counts as failed. With --tensor-parallel N engine cases run on N
+processes, the others as without.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from sfumato.errors import SfumatoError
 from tests.goldens import diffusion_gemma, dream, llada, llada2, logits, logits_cached, sdar, steps
 from tests.goldens.cases import Case, find_cases
-from tests.goldens.replay import Mismatch, Planned, joint_checkpoint, load_for, run
+from tests.goldens.replay import Mismatch, Planned, end_ranks, joint_checkpoint, load_for, run
 
 # Cases that go through a model or an algorithm directly.
 REPLAYS: dict[str, Callable[[Case], None]] = {
@@ -98,32 +99,37 @@ def main(arguments: list[str] | None = None) -> int:
         if options.together is not None:
             cases = [case for case in cases if case.kind not in REPLAYS]
         problems = (
-            replay_each(cases) if options.together is None else replay_together(cases, options.together)
+            replay_each(cases, options.tensor_parallel)
+            if options.together is None
+            else replay_together(cases, options.together, options.tensor_parallel)
         )
         for case, problem in problems:
             passed, failed = passed + (problem is None), failed + (problem is not None)
             print(f"PASS {case.name}" if problem is None else f"FAIL {case.name}: {problem}", flush=True)
+    end_ranks()
     print(f"{passed} passed, {failed} failed, 0 skipped")
     return 1 if failed else 0
 
 
-def replay_each(cases: list[Case]) -> Iterator[tuple[Case, str | None]]:
+def replay_each(cases: list[Case], tensor_parallel: int = 1) -> Iterator[tuple[Case, str | None]]:
     """Replay each case alone; yield what differs, or None."""
     for case in cases:
-        yield case, _problem(lambda case=case: _replay(case))  # type: ignore[misc]
+        yield case, _problem(lambda case=case: _replay(case, tensor_parallel))  # type: ignore[misc]
 
 
-def _replay(case: Case) -> None:
+def _replay(case: Case, tensor_parallel: int) -> None:
     if case.kind in REPLAYS:
         REPLAYS[case.kind](case)
     elif case.kind in PLANS:
         planned = PLANS[case.kind](case)
-        planned.verify(run(load_for(planned.checkpoint), planned.asked))
+        planned.verify(run(load_for(planned.checkpoint, tensor_parallel), planned.asked))
     else:
         raise Mismatch(f"unknown kind {case.kind!r}")
 
 
-def replay_together(cases: list[Case], seed: int) -> Iterator[tuple[Case, str | None]]:
+def replay_together(
+    cases: list[Case], seed: int, tensor_parallel: int = 1
+) -> Iterator[tuple[Case, str | None]]:
     """Submit all cases of a checkpoint to one engine at random times; yield what differs, or None."""
     by_checkpoint: dict[Path, list[tuple[Case, Planned]]] = {}
     for case in cases:
@@ -133,7 +139,7 @@ def replay_together(cases: list[Case], seed: int) -> Iterator[tuple[Case, str | 
         planned = PLANS[case.kind](case)
         by_checkpoint.setdefault(planned.checkpoint.path, []).append((case, planned))
     for members in by_checkpoint.values():
-        loaded = load_for(joint_checkpoint([planned.checkpoint for _, planned in members]))
+        loaded = load_for(joint_checkpoint([planned.checkpoint for _, planned in members]), tensor_parallel)
         recordings = iter(run(loaded, [asked for _, planned in members for asked in planned.asked], seed))
         for case, planned in members:
             own = [next(recordings) for _ in planned.asked]
@@ -160,6 +166,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--together", type=int, metavar="SEED", help="all cases of a checkpoint in one engine at random times"
+    )
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run engine cases on a model that N processes hold together",
     )
     parser.add_argument(
         "--supported", action="store_true", help="replay what supported.txt lists, below each given folder"

@@ -6,11 +6,12 @@ Letters: R rows of one algorithm, W window positions, M packed positions.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.core.plan import Decision, RowResult, Scores, StepPlan, StepResult
@@ -18,7 +19,7 @@ from sfumato.core.request import Request
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
 from sfumato.models.batch import Batch, KVStore
-from sfumato.text.batching import make_batch
+from sfumato.text.batching import FedRow, make_batch
 from sfumato.text.deciding import decide
 from sfumato.text.statistics import PackedStatistics, compute_statistics
 from sfumato.text.windows import Output, Readable, is_decided_by, read_scores, readings_of, row_outputs
@@ -37,6 +38,10 @@ class TextModel(Protocol):
     def soft_embedding(self, probabilities: Tensor) -> Tensor: ...
 
 
+# Called with the rows of the next forward and its output tokens i64[P], by ranks that lead others.
+Announce = Callable[[Sequence[FedRow], NDArray[np.int64]], None]
+
+
 class TextRunner:
     """Launches plans of text rows on one model.
 
@@ -51,12 +56,14 @@ class TextRunner:
         store: KVStore | None,
         page_size: int,
         chunk_bytes: int,
+        announce: Announce | None = None,
     ) -> None:
         self._model = model
         self._traits = traits
         self._store = store
         self._page_size = page_size
         self._chunk_bytes = chunk_bytes
+        self._announce = announce
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
@@ -92,14 +99,17 @@ class TextRunner:
             lease = live[row.request_id].lease
             fed.append(works[row.request_id].fed(row, None if lease is None else lease.pages))
         outputs = row_outputs(plan, works)
+        output_tokens = np.concatenate([output.tokens for output in outputs])
         batch = make_batch(
             fed,
             traits=self._traits,
-            output_tokens=np.concatenate([output.tokens for output in outputs]),
+            output_tokens=output_tokens,
             store=self._store,
             page_size=self._page_size,
             device=self._model.device,
         )
+        if self._announce is not None:
+            self._announce(fed, output_tokens)
         hidden = self._model.hidden(batch)
         failures = _not_finite_hidden(outputs, hidden)
         windows = [output.window for output in outputs if output.window is not None]

@@ -1,0 +1,172 @@
+"""Starting the ranks of a tensor-parallel engine: rank 0 leads, with one process for each follower.
+
+Followers are spawned here, or started by somebody else (torchrun) at a rendezvous that the
+configuration names.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+
+import msgspec
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from sfumato.config import EngineConfig
+from sfumato.errors import ConfigError, EngineError
+from sfumato.models.batch import KVStore
+from sfumato.models.folder import Folder
+from sfumato.models.weights import ProgressCallback, build_on_meta, load_model
+from sfumato.parallel.groups import START_SECONDS, Group, Rendezvous
+from sfumato.parallel.spawn import Spawned
+from sfumato.parallel.tensor import Leader, TensorRanks
+from sfumato.text.batching import FedRow
+from sfumato.text.orders import write_order
+
+FOLLOWER = "sfumato.engine.follower"
+
+
+def load_leader(
+    config: EngineConfig,
+    folder: Folder,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    on_progress: ProgressCallback | None = None,
+) -> Leader:
+    """Start the followers, load rank 0's part beside them and wait until all are ready.
+
+    Raises ConfigError where the model does not divide; EngineError where a follower does not get that far.
+    """
+    size = config.tensor_parallel
+    check_divides(folder, size)
+    device = device_of_rank(device, 0, size)
+    num_threads = threads_of_rank(config)
+    if device == "cpu":
+        torch.set_num_threads(num_threads)
+    ranks = TensorRanks(0, size)
+    rendezvous, children = _start_followers(config, device, num_threads)
+    try:
+        model = load_model(
+            folder,
+            dtype=dtype,
+            device=device,
+            divide=lambda model: model.divide(ranks),
+            on_progress=on_progress,
+        )
+        ranks.group = meet(rendezvous, config, device, children)
+    except BaseException:
+        children.end()
+        raise
+    leader = Leader(model, ranks.group, children)
+    pids = children.pids
+    children.on_death = lambda index, status: leader.lose(
+        f"tensor-parallel rank {index + 1} of {size} (process {pids[index]}) ended: {describe_exit(status)}"
+    )
+    return leader
+
+
+def _start_followers(config: EngineConfig, device: str, num_threads: int) -> tuple[Rendezvous, Spawned]:
+    if config.rendezvous is not None:
+        return open_rendezvous(config), Spawned(FOLLOWER, [])
+    rendezvous = Rendezvous.host()
+    followers = [
+        msgspec.structs.replace(
+            config,
+            rank=rank,
+            rendezvous=rendezvous.address,
+            is_rendezvous_open=True,
+            num_threads=num_threads,
+            device=device_of_rank(device, rank, config.tensor_parallel),
+        )
+        for rank in range(1, config.tensor_parallel)
+    ]
+    return rendezvous, Spawned(FOLLOWER, [msgspec.json.encode(follower) for follower in followers])
+
+
+def open_rendezvous(config: EngineConfig) -> Rendezvous:
+    """Return the rendezvous that the configuration names; rank 0 opens it unless somebody else has."""
+    assert config.rendezvous is not None
+    if config.rank == 0 and not config.is_rendezvous_open:
+        return Rendezvous.host_at(config.rendezvous)
+    return Rendezvous.join(config.rendezvous, seconds=START_SECONDS)
+
+
+def meet(rendezvous: Rendezvous, config: EngineConfig, device: str, children: Spawned | None = None) -> Group:
+    """Wait until every rank has its part of the model, and connect them."""
+    size = config.world_size
+
+    def check() -> None:
+        dead = None if children is None else children.dead()
+        if dead is not None:
+            raise EngineError(
+                f"rank {dead[0] + 1} of {size} ended before it was ready: {describe_exit(dead[1])}"
+            )
+
+    rendezvous.meet("ready", config.rank, size, check=check, seconds=START_SECONDS)
+    return Group(rendezvous.store, rank=config.rank, size=size, device=device, seconds=config.rank_timeout)
+
+
+def check_divides(folder: Folder, size: int) -> None:
+    """Raise ConfigError naming what of a model does not divide among so many ranks."""
+    for rank in (0, size - 1):
+        ranks = TensorRanks(rank, size)
+        try:
+            build_on_meta(folder.config, lambda model, ranks=ranks: model.divide(ranks))  # type: ignore[misc]
+        except ConfigError as error:
+            raise ConfigError(f"--tensor-parallel {size}: {error}") from error
+
+
+def device_of_rank(device: str, rank: int, size: int) -> str:
+    """Return the device of a rank on this machine: GPUs are given out in order. Raises ConfigError."""
+    if device != "cuda" and not (device.startswith("cuda") and rank == 0):
+        return device
+    if device != "cuda":
+        raise ConfigError(f"--device {device} is one device, and {size} ranks need one each; say cuda")
+    found = torch.cuda.device_count()
+    if rank >= found:
+        raise ConfigError(f"{size} ranks need one CUDA device each, and this machine has {found}")
+    return f"cuda:{rank}"
+
+
+def threads_of_rank(config: EngineConfig) -> int:
+    """Return this rank's share of the CPU threads; ranks that others started know their own number."""
+    if config.rendezvous is not None and config.num_threads is not None:
+        return config.num_threads
+    return max(1, (config.num_threads or torch.get_num_threads()) // config.world_size)
+
+
+def describe_exit(status: int) -> str:
+    """Return how a process ended, for a person."""
+    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+
+
+class Announcer:
+    """Tells the followers of each forward of one engine, whose keys and values lie in a store of its own."""
+
+    _numbers = itertools.count(1)
+
+    def __init__(self, leader: Leader, store: KVStore, page_size: int) -> None:
+        self._leader = leader
+        self._store = next(self._numbers)
+        self._page_size = page_size
+        self._num_slots = store.keys[0].shape[0]
+        # Several engines may use one loaded model; what one leaves behind, the next order tells.
+        weakref.finalize(self, leader.forgotten.append, self._store)
+
+    def __call__(self, fed: Sequence[FedRow], output_tokens: NDArray[np.int64]) -> None:
+        """Describe the forward that the leader is about to make."""
+        forgotten, self._leader.forgotten[:] = list(self._leader.forgotten), []
+        self._leader.expect(
+            write_order(
+                fed,
+                output_tokens,
+                store=self._store,
+                page_size=self._page_size,
+                num_slots=self._num_slots,
+                forgotten=forgotten,
+            )
+        )
