@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from sfumato.models.folder import Overrides
 
 
+# A rank that has not answered for so many seconds is taken for lost.
+DEFAULT_RANK_TIMEOUT = 15.0
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that an engine process is started with.
 
@@ -48,7 +52,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     rank: int = 0
     rendezvous: str | None = None
     is_rendezvous_open: bool = False
-    rank_timeout: float = 15.0
+    rank_timeout: float = DEFAULT_RANK_TIMEOUT
 
     @property
     def world_size(self) -> int:

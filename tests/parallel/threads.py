@@ -15,7 +15,7 @@ T = TypeVar("T")
 _SECONDS = 20.0
 
 
-def run_ranks(size: int, act: Callable[[Group], T]) -> list[T]:
+def run_ranks(size: int, act: Callable[[Group], T], *, seconds: float = _SECONDS) -> list[T]:
     """Run `act` on every rank at the same time; return what each returned, or raise what one raised."""
     store = dist.HashStore()
     results: list[Any] = [None] * size
@@ -23,7 +23,7 @@ def run_ranks(size: int, act: Callable[[Group], T]) -> list[T]:
 
     def one(rank: int) -> None:
         try:
-            group = Group(store, rank=rank, size=size, device="cpu", seconds=_SECONDS)
+            group = Group(store, rank=rank, size=size, device="cpu", seconds=seconds)
             with torch.inference_mode():
                 results[rank] = act(group)
         except BaseException as error:

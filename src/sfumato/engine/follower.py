@@ -13,7 +13,8 @@ import msgspec
 import torch
 
 from sfumato.config import EngineConfig
-from sfumato.engine.ranks import check_divides, meet, open_rendezvous
+from sfumato.engine.build import resolve_device
+from sfumato.engine.ranks import check_divides, device_of_rank, meet, open_rendezvous, threads_of_rank
 from sfumato.errors import SfumatoError
 from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder, read_folder
@@ -27,8 +28,9 @@ from sfumato.text.orders import fed_rows, output_tokens, read_order
 
 def run_follower(config: EngineConfig) -> None:
     """Load this rank's part and follow rank 0 until it stops. Raises EngineError when it is gone."""
-    if config.num_threads is not None and config.device == "cpu":
-        torch.set_num_threads(config.num_threads)
+    device = device_of_rank(resolve_device(config.device), config.rank, config.tensor_parallel)
+    if device == "cpu":
+        torch.set_num_threads(threads_of_rank(config))
     rendezvous = open_rendezvous(config)
     folder = read_folder(config.model, config.overrides())
     check_divides(folder, config.tensor_parallel)
@@ -36,19 +38,19 @@ def run_follower(config: EngineConfig) -> None:
     model = load_model(
         folder,
         dtype=resolve_dtype(config.dtype, folder.config),
-        device=config.device,
+        device=device,
         divide=lambda model: model.divide(ranks),
     )
-    ranks.group = meet(rendezvous, config, config.device)
+    ranks.group = meet(rendezvous, config, device)
     with torch.inference_mode():
-        follow(model, ranks.group, _Forwards(model, folder, config))
+        follow(model, ranks.group, _Forwards(model, folder))
 
 
 class _Forwards:
     """Makes the forwards of orders, each in the store that it names."""
 
-    def __init__(self, model: LanguageModel, folder: Folder, config: EngineConfig) -> None:
-        self._model, self._traits, self._config = model, folder.traits, config
+    def __init__(self, model: LanguageModel, folder: Folder) -> None:
+        self._model, self._traits = model, folder.traits
         self._stores: dict[int, tuple[KVStore, int]] = {}
 
     def __call__(self, content: bytes) -> None:
@@ -60,7 +62,7 @@ class _Forwards:
                 shapes=self._model.kv_shapes,
                 num_slots=order.num_slots,
                 dtype=self._model.dtype,
-                device=self._config.device,
+                device=str(self._model.device),
             )
             self._stores[order.store] = (store, order.page_size)
         store, page_size = self._stores[order.store]

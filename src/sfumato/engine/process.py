@@ -67,6 +67,8 @@ def run_engine(config: EngineConfig, inbox: Any, outbox: Any) -> bool:
 
     try:
         loaded = load(config, _progress_to(outbox))
+        if loaded.leader is not None:
+            loaded.leader.on_lost = _leave
         loop, door = build_loop(loaded, SocketInbox(inbox), SocketOutbox(outbox))
     except SfumatoError as error:
         outbox.send(encode(StartFailure(message=str(error))))
@@ -86,6 +88,7 @@ def run_engine(config: EngineConfig, inbox: Any, outbox: Any) -> bool:
     )
     outbox.send(encode(info))
     loop.run()
+    loaded.close()
     return True
 
 
@@ -113,6 +116,12 @@ def _end_with_parent(folder: str) -> None:
     while os.read(sys.stdin.fileno(), 4096):
         pass
     shutil.rmtree(folder, ignore_errors=True)
+    os._exit(1)
+
+
+def _leave(message: str) -> None:
+    """Say what has happened to a part of this engine, which cannot go on without it, and end it."""
+    print(f"sfumato: the engine ends: {message}", file=sys.stderr, flush=True)
     os._exit(1)
 
 

@@ -43,9 +43,11 @@ def load_leader(
     """
     size = config.tensor_parallel
     check_divides(folder, size)
-    device = device_of_rank(device, 0, size)
+    if device.startswith("cuda:"):
+        raise ConfigError(f"--device {device} is one device, and {size} ranks need one each; say cuda")
+    own_device = device_of_rank(device, 0, size)
     num_threads = threads_of_rank(config)
-    if device == "cpu":
+    if own_device == "cpu":
         torch.set_num_threads(num_threads)
     ranks = TensorRanks(0, size)
     rendezvous, children = _start_followers(config, device, num_threads)
@@ -53,28 +55,25 @@ def load_leader(
         model = load_model(
             folder,
             dtype=dtype,
-            device=device,
+            device=own_device,
             divide=lambda model: model.divide(ranks),
             on_progress=on_progress,
         )
-        ranks.group = meet(rendezvous, config, device, children)
+        ranks.group = meet(rendezvous, config, own_device, children)
     except BaseException:
-        children.end()
+        children.kill()
         raise
     leader = Leader(model, ranks.group, children)
-    pids = children.pids
-    children.on_death = lambda index, status: leader.lose(
-        f"tensor-parallel rank {index + 1} of {size} (process {pids[index]}) ended: {describe_exit(status)}"
-    )
+    children.on_death = leader.lose
     return leader
 
 
 def _start_followers(config: EngineConfig, device: str, num_threads: int) -> tuple[Rendezvous, Spawned]:
     if config.rendezvous is not None:
-        return open_rendezvous(config), Spawned(FOLLOWER, [])
+        return open_rendezvous(config), Spawned(FOLLOWER, {})
     rendezvous = Rendezvous.host()
-    followers = [
-        msgspec.structs.replace(
+    followers = {
+        f"tensor-parallel rank {rank} of {config.tensor_parallel}": msgspec.structs.replace(
             config,
             rank=rank,
             rendezvous=rendezvous.address,
@@ -83,8 +82,10 @@ def _start_followers(config: EngineConfig, device: str, num_threads: int) -> tup
             device=device_of_rank(device, rank, config.tensor_parallel),
         )
         for rank in range(1, config.tensor_parallel)
-    ]
-    return rendezvous, Spawned(FOLLOWER, [msgspec.json.encode(follower) for follower in followers])
+    }
+    return rendezvous, Spawned(
+        FOLLOWER, {name: msgspec.json.encode(follower) for name, follower in followers.items()}
+    )
 
 
 def open_rendezvous(config: EngineConfig) -> Rendezvous:
@@ -100,11 +101,9 @@ def meet(rendezvous: Rendezvous, config: EngineConfig, device: str, children: Sp
     size = config.world_size
 
     def check() -> None:
-        dead = None if children is None else children.dead()
-        if dead is not None:
-            raise EngineError(
-                f"rank {dead[0] + 1} of {size} ended before it was ready: {describe_exit(dead[1])}"
-            )
+        death = None if children is None else children.death()
+        if death is not None:
+            raise EngineError(f"{death}, before it was ready")
 
     rendezvous.meet("ready", config.rank, size, check=check, seconds=START_SECONDS)
     return Group(rendezvous.store, rank=config.rank, size=size, device=device, seconds=config.rank_timeout)
@@ -121,15 +120,14 @@ def check_divides(folder: Folder, size: int) -> None:
 
 
 def device_of_rank(device: str, rank: int, size: int) -> str:
-    """Return the device of a rank on this machine: GPUs are given out in order. Raises ConfigError."""
-    if device != "cuda" and not (device.startswith("cuda") and rank == 0):
-        return device
+    """Return the device of a rank: "cuda" gives out each machine's GPUs in order. Raises ConfigError."""
     if device != "cuda":
-        raise ConfigError(f"--device {device} is one device, and {size} ranks need one each; say cuda")
+        return device
     found = torch.cuda.device_count()
-    if rank >= found:
+    # All ranks are here, unless torchrun has put as many on each machine as it has GPUs.
+    if size % found and size > found:
         raise ConfigError(f"{size} ranks need one CUDA device each, and this machine has {found}")
-    return f"cuda:{rank}"
+    return f"cuda:{rank % found}"
 
 
 def threads_of_rank(config: EngineConfig) -> int:
@@ -137,11 +135,6 @@ def threads_of_rank(config: EngineConfig) -> int:
     if config.rendezvous is not None and config.num_threads is not None:
         return config.num_threads
     return max(1, (config.num_threads or torch.get_num_threads()) // config.world_size)
-
-
-def describe_exit(status: int) -> str:
-    """Return how a process ended, for a person."""
-    return f"killed by signal {-status}" if status < 0 else f"exit status {status}"
 
 
 class Announcer:

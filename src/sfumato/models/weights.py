@@ -126,7 +126,8 @@ def _read(path: Path, name: str, tensor: Any, source: tuple[slice, ...]) -> Tens
 def _tensors(path: Path, targets: dict[str, Target], ignored: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Yield every expected tensor once, after checking that the names are exactly the expected ones.
 
-    The tensors are safetensors slices, of which nothing has been read. ignored: beginnings of names that may stand in the files besides.
+    The tensors are safetensors slices, of which nothing has been read. ignored: beginnings of names that may
+    stand in the files besides.
     """
     with ExitStack() as stack:
         where: dict[str, Any] = {}

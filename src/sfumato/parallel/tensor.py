@@ -12,7 +12,7 @@ import contextlib
 import itertools
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import msgspec
@@ -100,13 +100,17 @@ _decoder: msgspec.msgpack.Decoder[Command] = msgspec.msgpack.Decoder(Command)
 class Children(Protocol):
     """Follower processes that the leader has started, if it has."""
 
+    def death_soon(self) -> str | None: ...
+
     def end(self) -> None: ...
+
+    def kill(self) -> None: ...
 
 
 class Leader:
     """Rank 0's model for the runner: each call is made by all ranks, in the order of the calls here.
 
-    on_lost: called once, from another thread, with what happened when a rank is lost while nothing runs.
+    on_lost: called once, from any thread, with what happened to a rank that is lost.
     forgotten: numbers of stores that no engine uses any more, for the next order.
     """
 
@@ -118,7 +122,7 @@ class Leader:
         self._children = children
         self._order: bytes | None = None
         self._lost: str | None = None
-        self._lock = threading.Lock()
+        self._lock, self._losing = threading.Lock(), threading.Lock()
         self._closing = threading.Event()
         self._beating = threading.Thread(target=self._beat, name="follower-beat", daemon=True)
         self._beating.start()
@@ -139,33 +143,40 @@ class Leader:
         order, self._order = self._order, None
         if order is None:
             raise EngineError("a forward of several ranks began without an order for the followers")
-        with self._lock:
-            self._send(Forward(order))
+        with self._together(Forward(order)):
             return self.model.hidden(batch)
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits [M, V] of hidden states [M, width]."""
-        with self._lock:
-            self._send(Head(len(hidden)))
+        with self._together(Head(len(hidden))):
             return self.model.head(self._group.broadcast_(hidden.contiguous()))
 
     def soft_embedding(self, probabilities: Tensor) -> Tensor:
         """Return the expected embeddings [M, width] under probabilities [M, V]."""
-        with self._lock:
-            self._send(Soft(len(probabilities)))
+        with self._together(Soft(len(probabilities))):
             narrow = probabilities.to(self.model.dtype).contiguous()
             return self.model.soft_embedding(self._group.broadcast_(narrow))
 
-    def _send(self, command: Command) -> None:
-        if self._lost is not None:
-            raise EngineError(self._lost)
-        self._group.announce(_encoder.encode(command))
+    @contextlib.contextmanager
+    def _together(self, command: Command) -> Iterator[None]:
+        """Do with all ranks what a command says; whatever breaks the group is told by who is gone."""
+        with self._lock:
+            if self._lost is not None:
+                raise EngineError(self._lost)
+            try:
+                self._group.announce(_encoder.encode(command))
+                yield
+            except EngineError as error:
+                self.lose(self._children.death_soon() or str(error))
+                raise EngineError(self._lost) from error
 
     def lose(self, message: str) -> None:
-        """Note that a rank is gone: nothing runs any more."""
-        if self._closing.is_set() or self._lost is not None:
-            return
-        self._lost = message
+        """Note that a rank is gone, and end the others: nothing runs any more."""
+        with self._losing:
+            if self._closing.is_set() or self._lost is not None:
+                return
+            self._lost = message
+        self._children.kill()
         if self.on_lost is not None:
             self.on_lost(message)
 
@@ -180,7 +191,7 @@ class Leader:
                 self._group.announce(_encoder.encode(Beat()))
                 self._group.sum_(torch.ones(1))
             except EngineError as error:
-                self.lose(str(error))
+                self.lose(self._children.death_soon() or str(error))
                 return
             finally:
                 self._lock.release()

@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from sfumato.config import EngineConfig
+from sfumato.config import DEFAULT_RANK_TIMEOUT, EngineConfig
 from sfumato.core.spec import ParameterValue
 from sfumato.engine.limits import Limits
 from sfumato.errors import ConfigError
@@ -38,6 +38,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_running_requests: int | None = None
     max_prefill_tokens: int | None = None
     denoise_every: int | None = None
+    tensor_parallel: int | None = None
+    rank_timeout: float | None = None
 
     def over(self, general: ModelSettings) -> ModelSettings:
         """Return these settings with what they leave open taken from more general ones."""
@@ -69,6 +71,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             eot_token_id=self.eot_token_id,
             block_length=self.block_length,
             context_length=self.context_length,
+            tensor_parallel=1 if self.tensor_parallel is None else self.tensor_parallel,
+            rank_timeout=DEFAULT_RANK_TIMEOUT if self.rank_timeout is None else self.rank_timeout,
             limits=Limits(**{name: value for name, value in limits.items() if value is not None}),  # type: ignore[arg-type]
         )
         return Planned(config, self.name)
