@@ -27,10 +27,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     per page; None: the model's block length. num_threads: CPU threads of the forward; None: torch decides.
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
-    tensor_parallel: ranks that run every forward together, each with a part of the model. rank: which of them
-    this is. rendezvous: host:port where they meet, if somebody else starts them; None: rank 0 spawns the
-    others. is_rendezvous_open: somebody else has opened it. rank_timeout: seconds that a rank may keep the
-    others waiting.
+    tensor_parallel: ranks that run every forward together, each with a part of the model.
+    data_parallel_attention: ranks with requests of their own that share the weights of the experts, or of the
+    MLPs where there are none. rank: which of them this is. rendezvous: host:port where they meet, if somebody
+    else starts them; None: rank 0 spawns the others. is_rendezvous_open: somebody else has opened it.
+    rank_timeout: seconds that a rank may keep the others waiting.
     """
 
     model: str
@@ -49,6 +50,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int | None = None
     limits: Limits = Limits()
     tensor_parallel: int = 1
+    data_parallel_attention: int = 1
     rank: int = 0
     rendezvous: str | None = None
     is_rendezvous_open: bool = False
@@ -57,7 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def world_size(self) -> int:
         """Return how many ranks hold the model together."""
-        return self.tensor_parallel
+        return self.tensor_parallel * self.data_parallel_attention
 
     def overrides(self) -> Overrides:
         """Return what replaces a checkpoint's own values."""
@@ -74,12 +76,28 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raise ConfigError naming the option."""
         self.limits.check()
-        for name in ("kv_memory", "page_size", "num_threads", "max_chunk_bytes", "tensor_parallel"):
+        for name in (
+            "kv_memory",
+            "page_size",
+            "num_threads",
+            "max_chunk_bytes",
+            "tensor_parallel",
+            "data_parallel_attention",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
         if self.rank_timeout <= 0:
             raise ConfigError(f"--rank-timeout {self.rank_timeout:g} must be above 0 seconds")
+        if self.tensor_parallel > 1 and self.data_parallel_attention > 1:
+            raise ConfigError(
+                f"--tensor-parallel {self.tensor_parallel} and --data-parallel-attention with "
+                f"{self.data_parallel_attention} ranks divide the same weights in two ways; choose one"
+            )
+        if self.data_parallel_attention > 1 and self.rendezvous is None:
+            raise ConfigError(
+                f"{self.data_parallel_attention} ranks of --data-parallel-attention need a rendezvous"
+            )
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank {self.rank} is not one of the {self.world_size} ranks")
         if self.parameters and self.algorithm is None:

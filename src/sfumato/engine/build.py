@@ -17,7 +17,7 @@ from sfumato.core.spec import Decoding
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.limits import Limits
 from sfumato.engine.loop import EngineLoop, Lane
-from sfumato.engine.ranks import Announcer, load_leader
+from sfumato.engine.ranks import Announcer, SharedWeights, load_leader, load_shared
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.sync import Alone
 from sfumato.errors import ConfigError
@@ -48,6 +48,7 @@ class Loaded:
     dtype: torch.dtype
     device: str
     leader: Leader | None = None
+    shared: SharedWeights | None = None
 
     def close(self) -> None:
         """End the processes that hold the rest of the model, if there are any."""
@@ -64,11 +65,14 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
     folder = read_folder(config.model, config.overrides())
     dtype = resolve_dtype(config.dtype, folder.config)
     traits = operator_defaults(config, folder.traits)
-    leader = None
+    leader = shared = None
     if config.tensor_parallel > 1:
         leader = load_leader(config, folder, dtype=dtype, device=device, on_progress=on_progress)
-    model = leader.model if leader is not None else None
-    if model is None:
+        model = leader.model
+    elif config.data_parallel_attention > 1:
+        shared = load_shared(config, folder, dtype=dtype, device=device, on_progress=on_progress)
+        model = shared.model
+    else:
         model = load_model(folder, dtype=dtype, device=device, on_progress=on_progress)
     return Loaded(
         config=config,
@@ -78,6 +82,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
         dtype=dtype,
         device=str(model.device),
         leader=leader,
+        shared=shared,
     )
 
 
@@ -130,6 +135,7 @@ def build_loop(loaded: Loaded, inbox: Inbox, outbox: Outbox) -> tuple[EngineLoop
         limits=config.limits,
         chunk_bytes=config.max_chunk_bytes,
         announce=None if leader is None else Announcer(leader, store, page_size),
+        shared=loaded.shared,
     )
 
 
@@ -145,13 +151,20 @@ def assemble(
     limits: Limits,
     chunk_bytes: int,
     announce: Announce | None = None,
+    shared: SharedWeights | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock."""
     pages = PageCache(num_pages, page_size)
     scheduler = Scheduler(limits, pages, clock)
     runner = TextRunner(
-        model, traits, store=store, page_size=page_size, chunk_bytes=chunk_bytes, announce=announce
+        model,
+        traits,
+        store=store,
+        page_size=page_size,
+        chunk_bytes=chunk_bytes,
+        announce=announce,
+        is_lockstep=shared is not None,
     )
     door = TextDoor(
         traits=traits, page_size=page_size, num_pages=num_pages, max_logits_bytes=limits.max_logits_bytes
@@ -169,11 +182,14 @@ def assemble(
             retractions=scheduler.num_retractions,
         )
 
+    lane = Lane(runner, Alone())
+    if shared is not None:
+        lane = Lane(shared.runner(runner), shared.sync)
     loop = EngineLoop(
         inbox=inbox,
         outbox=outbox,
         scheduler=scheduler,
-        lanes=(Lane(runner, Alone()),),
+        lanes=(lane,),
         make_work=door,
         gauges=gauges,
         clock=clock,

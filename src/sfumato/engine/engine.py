@@ -37,7 +37,7 @@ from sfumato.engine.frontend import (
     make_spec,
 )
 from sfumato.engine.loop import EngineLoop
-from sfumato.errors import EngineError, RequestError
+from sfumato.errors import ConfigError, EngineError, RequestError
 from sfumato.models.weights import ProgressCallback
 from sfumato.text.door import Replay, ScoreReplay, TextDoor
 from sfumato.text.tokenizer import Tokenizer
@@ -121,6 +121,11 @@ class Engine:
     ) -> Engine:
         """Load a model by embedded name, folder or hub id; options are `EngineConfig`'s fields."""
         config = model if isinstance(model, EngineConfig) else EngineConfig(model=model, **options)
+        if config.data_parallel_attention > 1:
+            raise ConfigError(
+                f"data_parallel_attention {config.data_parallel_attention}: ranks that share weights step "
+                "together, each in a process of its own; an engine that its caller steps cannot be one"
+            )
         engine = cls.from_loaded(load(config, on_progress))
         engine._owns_model = True
         return engine

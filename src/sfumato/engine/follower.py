@@ -14,7 +14,7 @@ import torch
 
 from sfumato.config import EngineConfig
 from sfumato.engine.build import resolve_device
-from sfumato.engine.ranks import check_divides, device_of_rank, meet, open_rendezvous, threads_of_rank
+from sfumato.engine.ranks import device_of_rank, meet, open_rendezvous, threads_of_rank
 from sfumato.errors import SfumatoError
 from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder, read_folder
@@ -33,7 +33,6 @@ def run_follower(config: EngineConfig) -> None:
         torch.set_num_threads(threads_of_rank(config))
     rendezvous = open_rendezvous(config)
     folder = read_folder(config.model, config.overrides())
-    check_divides(folder, config.tensor_parallel)
     ranks = TensorRanks(config.rank, config.tensor_parallel)
     model = load_model(
         folder,

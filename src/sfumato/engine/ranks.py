@@ -1,14 +1,15 @@
-"""Starting the ranks of a tensor-parallel engine: rank 0 leads, with one process for each follower.
+"""Starting the ranks that hold one model together: those of tensor parallelism, and those that share weights.
 
-Followers are spawned here, or started by somebody else (torchrun) at a rendezvous that the
-configuration names.
+Under tensor parallelism rank 0 leads, with one process for each follower. Followers are spawned here,
+or started by somebody else (torchrun) at a rendezvous that the configuration names.
 """
 
 from __future__ import annotations
 
 import itertools
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import msgspec
 import numpy as np
@@ -16,11 +17,16 @@ import torch
 from numpy.typing import NDArray
 
 from sfumato.config import EngineConfig
+from sfumato.core.protocols import Runner
+from sfumato.engine.sync import Peers
 from sfumato.errors import ConfigError, EngineError
 from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder
+from sfumato.models.language_model import LanguageModel
 from sfumato.models.weights import ProgressCallback, build_on_meta, load_model
+from sfumato.parallel.bell import Bell
 from sfumato.parallel.groups import START_SECONDS, Group, Rendezvous
+from sfumato.parallel.meeting import LockstepRunner, MeetingRanks
 from sfumato.parallel.spawn import Spawned
 from sfumato.parallel.tensor import Leader, TensorRanks
 from sfumato.text.batching import FedRow
@@ -42,14 +48,14 @@ def load_leader(
     Raises ConfigError where the model does not divide; EngineError where a follower does not get that far.
     """
     size = config.tensor_parallel
-    check_divides(folder, size)
+    ranks = TensorRanks(0, size)
+    check_divides(folder, "--tensor-parallel", size, lambda model: model.divide(ranks))
     if device.startswith("cuda:"):
         raise ConfigError(f"--device {device} is one device, and {size} ranks need one each; say cuda")
     own_device = device_of_rank(device, 0, size)
     num_threads = threads_of_rank(config)
     if own_device == "cpu":
         torch.set_num_threads(num_threads)
-    ranks = TensorRanks(0, size)
     rendezvous, children = _start_followers(config, device, num_threads)
     try:
         model = load_model(
@@ -66,6 +72,63 @@ def load_leader(
     leader = Leader(model, ranks.group, children)
     children.on_death = leader.lose
     return leader
+
+
+@dataclass(frozen=True, slots=True)
+class SharedWeights:
+    """One of several ranks that share weights and have requests of their own."""
+
+    model: LanguageModel
+    ranks: MeetingRanks
+    bell: Bell
+    sync: Peers
+
+    def runner(self, inner: Runner) -> Runner:
+        """Return a runner whose forwards keep step with those of the other ranks."""
+        return LockstepRunner(inner, self.model, self.ranks)
+
+
+def load_shared(
+    config: EngineConfig,
+    folder: Folder,
+    *,
+    dtype: torch.dtype,
+    device: str,
+    on_progress: ProgressCallback | None = None,
+) -> SharedWeights:
+    """Load this rank's part beside the other ranks, which somebody else starts, and wait for them.
+
+    Raises ConfigError where the model does not divide; EngineError where another rank does not come.
+    """
+    size = config.data_parallel_attention
+    ranks = MeetingRanks(config.rank, size)
+    check_divides(folder, "--data-parallel-attention", size, lambda model: model.divide_meetings(ranks))
+    device = device_of_rank(device, config.rank, size)
+    rendezvous = open_rendezvous(config)
+    model = load_model(
+        folder,
+        dtype=dtype,
+        device=device,
+        divide=lambda model: model.divide_meetings(ranks),
+        on_progress=on_progress,
+    )
+    ranks.group = meet(rendezvous, config, device)
+    # Its own, because a forward may be under way while the next turn is agreed on.
+    agreeing = Group(
+        rendezvous.store,
+        name="agreeing",
+        rank=config.rank,
+        size=size,
+        device="cpu",
+        seconds=config.rank_timeout,
+    )
+    bell = Bell.connect(rendezvous.store, config.rank, size)
+
+    def exchange(numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
+        rows = agreeing.all_gather(torch.tensor(numbers, dtype=torch.int64))
+        return [tuple(row.tolist()) for row in rows]
+
+    return SharedWeights(model, ranks, bell, Peers(config.rank, exchange, bell))
 
 
 def _start_followers(config: EngineConfig, device: str, num_threads: int) -> tuple[Rendezvous, Spawned]:
@@ -109,14 +172,12 @@ def meet(rendezvous: Rendezvous, config: EngineConfig, device: str, children: Sp
     return Group(rendezvous.store, rank=config.rank, size=size, device=device, seconds=config.rank_timeout)
 
 
-def check_divides(folder: Folder, size: int) -> None:
-    """Raise ConfigError naming what of a model does not divide among so many ranks."""
-    for rank in (0, size - 1):
-        ranks = TensorRanks(rank, size)
-        try:
-            build_on_meta(folder.config, lambda model, ranks=ranks: model.divide(ranks))  # type: ignore[misc]
-        except ConfigError as error:
-            raise ConfigError(f"--tensor-parallel {size}: {error}") from error
+def check_divides(folder: Folder, option: str, size: int, divide: Callable[[LanguageModel], None]) -> None:
+    """Raise ConfigError naming what of a model does not divide as an option asks, before anything is read."""
+    try:
+        build_on_meta(folder.config, divide)
+    except ConfigError as error:
+        raise ConfigError(f"{option} {size}: {error}") from error
 
 
 def device_of_rank(device: str, rank: int, size: int) -> str:

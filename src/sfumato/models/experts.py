@@ -18,6 +18,8 @@ from sfumato.models.split import Cut, Meeting, Ranks, span_of
 class Experts(Packable, Meeting):
     """Gated MLPs of one shape, stacked. gate_up: [E, 2 I, width], gate rows first; down: [E, width, I]."""
 
+    is_sparse = True
+
     def __init__(
         self,
         num_experts: int,

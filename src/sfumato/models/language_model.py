@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sfumato.models.batch import Batch
 from sfumato.models.layers import Linear, Packable
-from sfumato.models.split import Cut, Divisible, Ranks, embed_part, kv_span, span_of
+from sfumato.models.split import Cut, Divisible, Meeting, Ranks, embed_part, kv_span, span_of
 
 
 class LanguageShape(Protocol):
@@ -66,6 +66,21 @@ class LanguageModel(Divisible):
             for (first, last), width in ((kv_span(heads, ranks), width) for heads, width in self.kv_shapes)
         )
         self.ranks = ranks
+
+    def meetings(self) -> list[Meeting]:
+        """Return the layers whose weights ranks with tokens of their own share, in the order of a forward."""
+        every = [module for module in self.modules() if isinstance(module, Meeting)]
+        return [layer for layer in every if layer.is_sparse] or every
+
+    def divide_meetings(self, ranks: Ranks) -> None:
+        """Keep this rank's part of the layers in which the ranks meet; everything else stays whole."""
+        for layer in self.meetings():
+            layer.divide(ranks)
+
+    def take_no_part(self, first: int = 0) -> None:
+        """Meet the other ranks in every shared layer from the first on, with no tokens of this rank's own."""
+        for layer in self.meetings()[first:]:
+            layer.take_no_part()
 
     @property
     def dtype(self) -> torch.dtype:

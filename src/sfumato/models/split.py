@@ -80,7 +80,12 @@ class Divisible(nn.Module):
 
 
 class Meeting(Divisible):
-    """A divided layer that computes tokens of all ranks; which kind of ranks is told when it is divided."""
+    """A layer whose weights may be divided among ranks that each have tokens of their own.
+
+    is_sparse: it is a mixture of experts. A model that has such shares them and leaves the others whole.
+    """
+
+    is_sparse = False
 
     def take_no_part(self) -> None:
         """Meet the others with no tokens of this rank's own."""

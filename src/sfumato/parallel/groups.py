@@ -100,21 +100,29 @@ def split_address(address: str) -> tuple[str, int]:
 
 
 class Group:
-    """Collectives among ranks. seconds: how long one rank may keep the others waiting."""
+    """Collectives among ranks. seconds: how long one rank may keep the others waiting.
 
-    def __init__(self, store: Store, *, rank: int, size: int, device: str, seconds: float) -> None:
+    name: groups of the same ranks beside each other have different ones."""
+
+    def __init__(
+        self, store: Store, *, rank: int, size: int, device: str, seconds: float, name: str = "layers"
+    ) -> None:
         self.rank, self.size, self.seconds = rank, size, seconds
         options = dist.ProcessGroupGloo._Options()
         options._timeout = timedelta(seconds=seconds)
-        address = _own_address(store)
+        address = own_address(store)
         options._devices = [dist.ProcessGroupGloo.create_device(hostname=address)]
-        self._messages: Any = dist.ProcessGroupGloo(dist.PrefixStore("gloo", store), rank, size, options)
+        self._messages: Any = dist.ProcessGroupGloo(
+            dist.PrefixStore(f"sfumato/gloo/{name}", store), rank, size, options
+        )
         self._tensors: Any = self._messages
         if device.startswith("cuda"):
             torch.cuda.set_device(device)
             nccl = dist.ProcessGroupNCCL.Options()
             nccl._timeout = timedelta(seconds=seconds)
-            self._tensors = dist.ProcessGroupNCCL(dist.PrefixStore("nccl", store), rank, size, nccl)
+            self._tensors = dist.ProcessGroupNCCL(
+                dist.PrefixStore(f"sfumato/nccl/{name}", store), rank, size, nccl
+            )
 
     def _of(self, x: Tensor) -> Any:
         return self._messages if x.device.type == "cpu" else self._tensors
@@ -174,7 +182,7 @@ class Group:
         return content
 
 
-def _own_address(store: Store) -> str:
+def own_address(store: Store) -> str:
     """Return the address at which the other ranks reach this one: the loopback where the store lies there."""
     host = store.host if isinstance(store, dist.TCPStore) else _LOOPBACK
     if host in (_LOOPBACK, "localhost", "::1"):

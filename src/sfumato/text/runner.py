@@ -45,7 +45,8 @@ Announce = Callable[[Sequence[FedRow], NDArray[np.int64]], None]
 class TextRunner:
     """Launches plans of text rows on one model.
 
-    chunk_bytes bounds the float32 logits that exist at one time.
+    chunk_bytes bounds the float32 logits that exist at one time. is_lockstep: other ranks make a forward with
+    each of this one's, so that none can be repeated: where one raises, all of its requests fail.
     """
 
     def __init__(
@@ -57,6 +58,7 @@ class TextRunner:
         page_size: int,
         chunk_bytes: int,
         announce: Announce | None = None,
+        is_lockstep: bool = False,
     ) -> None:
         self._model = model
         self._traits = traits
@@ -64,6 +66,7 @@ class TextRunner:
         self._page_size = page_size
         self._chunk_bytes = chunk_bytes
         self._announce = announce
+        self._is_lockstep = is_lockstep
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
@@ -74,7 +77,7 @@ class TextRunner:
         except (EngineError, KeyboardInterrupt):
             raise
         except Exception as error:
-            rows = self._run_apart(plan, live, error)
+            rows = self._failed(plan, error) if self._is_lockstep else self._run_apart(plan, live, error)
         return StepResult(
             launch_id=plan.launch_id, rows=tuple(rows), device_seconds=time.perf_counter() - started
         )
@@ -83,13 +86,16 @@ class TextRunner:
         """Run each request's rows alone after a joint forward has raised, to find the one at fault."""
         ids = plan.request_ids()
         if len(ids) == 1:
-            message = f"{type(error).__name__}: {error}"
-            return [RowResult(row=row, error=message) for row in plan.rows]
+            return self._failed(plan, error)
         results: list[RowResult] = []
         for request_id in ids:
             rows = tuple(row for row in plan.rows if row.request_id == request_id)
             results.extend(self.launch(StepPlan(launch_id=plan.launch_id, rows=rows), live).rows)
         return results
+
+    def _failed(self, plan: StepPlan, error: Exception) -> list[RowResult]:
+        message = f"{type(error).__name__}: {error}"
+        return [RowResult(row=row, error=message) for row in plan.rows]
 
     def _run(self, plan: StepPlan, live: Mapping[str, Request]) -> list[RowResult]:
         # A text lane only ever holds text work and scoring.
