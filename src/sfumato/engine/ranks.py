@@ -85,7 +85,7 @@ class SharedWeights:
 
     def runner(self, inner: Runner) -> Runner:
         """Return a runner whose forwards keep step with those of the other ranks."""
-        return LockstepRunner(inner, self.model, self.ranks)
+        return LockstepRunner(inner, self.model, self.ranks, self.bell.explain)
 
 
 def load_shared(

@@ -45,7 +45,7 @@ class Action(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One rank's row. votes_for_graph: it can replay the denoise graph; is_leaving: it was stopped and is done.
+    """One rank's row. votes_for_graph: it can replay the denoise graph; is_leaving: it is done for good.
 
     num_arrived: requests that came with their keys and values since the turn before: they need no forward,
     but each an answer.
