@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import signal
-import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
@@ -20,6 +19,7 @@ from sfumato.core.messages import FinishReason, Submit, Turn
 from sfumato.engine.client import EngineClient
 from sfumato.engine.engine import Engine
 from sfumato.engine.frontend import SamplingParams, make_spec
+from sfumato.engine.shared_ranks import shared_ranks
 from sfumato.errors import ConfigError, EngineDied
 from tests.models.checkpoints import LLADA2, random_weights, write
 from tests.serve.running import is_running
@@ -79,28 +79,10 @@ class Ranks:
         await asyncio.sleep(0.05)
 
 
-def free_address() -> str:
-    """Return an address that was free a moment ago."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return f"127.0.0.1:{listener.getsockname()[1]}"
-
-
 @asynccontextmanager
 async def running(model: str, size: int, **options: Any) -> AsyncIterator[Ranks]:
     """Start ranks and end them; none is left."""
-    address = free_address()
-    configs = [
-        EngineConfig(
-            model=model,
-            dtype="float32",
-            num_threads=1,
-            data_parallel_attention=size,
-            rank=rank,
-            rendezvous=address,
-            **options,
-        )
-        for rank in range(size)
-    ]
+    configs = shared_ranks(EngineConfig(model=model, dtype="float32", num_threads=1, **options), size)
     clients = await asyncio.gather(*map(EngineClient.start, configs))
     try:
         yield Ranks(clients)
@@ -291,7 +273,7 @@ def test_combinations_that_cannot_work_are_refused(checkpoint: str) -> None:
         Engine.load(SDAR, data_parallel_attention=2, rendezvous="127.0.0.1:1")
 
     async def too_many() -> None:
-        config = EngineConfig(model=checkpoint, data_parallel_attention=13, rendezvous=free_address())
+        config = shared_ranks(EngineConfig(model=checkpoint), 13)[0]
         with pytest.raises(ConfigError, match="--data-parallel-attention 13: 13 ranks: the model's 12 exp"):
             await EngineClient.start(config)
 

@@ -211,7 +211,8 @@ def _num_pages(loaded: Loaded, page_size: int) -> int:
             )
         return num_pages
     if loaded.device == "cpu":
-        room = int(memory_bytes() * _CPU_SHARE)
+        # All ranks are on this machine; a GPU is one rank's own.
+        room = int(memory_bytes() * _CPU_SHARE) // config.world_size
     else:
         room = int(torch.cuda.mem_get_info(loaded.device)[0] * _GPU_SHARE)
     return max(2, min(wanted, int(room * config.memory_share) // page_bytes))

@@ -48,6 +48,8 @@ def load_leader(
     Raises ConfigError where the model does not divide; EngineError where a follower does not get that far.
     """
     size = config.tensor_parallel
+    if config.rank:
+        raise ConfigError(f"rank {config.rank} of --tensor-parallel {size} follows; only rank 0 has requests")
     ranks = TensorRanks(0, size)
     check_divides(folder, "--tensor-parallel", size, lambda model: model.divide(ranks))
     if device.startswith("cuda:"):
@@ -104,6 +106,8 @@ def load_shared(
     ranks = MeetingRanks(config.rank, size)
     check_divides(folder, "--data-parallel-attention", size, lambda model: model.divide_meetings(ranks))
     device = device_of_rank(device, config.rank, size)
+    if device == "cpu":
+        torch.set_num_threads(threads_of_rank(config))
     rendezvous = open_rendezvous(config)
     model = load_model(
         folder,
