@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sfumato.models.folder import Overrides
 
 
+OVERLAPS = ("auto", "on", "off")
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that an engine process is started with.
 
@@ -22,6 +25,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     None takes what max_running_requests whole contexts need, within a share of the memory. page_size: tokens
     per page; None: the model's block length. num_threads: CPU threads of the forward; None: torch decides.
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
+    overlap: "on" launches a step while the one before runs, "auto" where that was measured to be faster.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
     """
 
@@ -39,6 +43,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     eot_token_id: int | None = None
     block_length: int | None = None
     context_length: int | None = None
+    overlap: str = "auto"
     limits: Limits = Limits()
 
     def overrides(self) -> Overrides:
@@ -60,6 +65,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
+        if self.overlap not in OVERLAPS:
+            raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
         if self.parameters and self.algorithm is None:
             raise ConfigError(f"--algorithm-parameters {self.parameters} need --algorithm")
 

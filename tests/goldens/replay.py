@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -169,9 +170,18 @@ class RecordingWalk:
         return self._inner.settle(canvas, decision, chosen)
 
 
-def run(loaded: Loaded, asked: list[Asked], seed: int | None = None) -> list[Recording]:
+@dataclass(frozen=True)
+class Mode:
+    """How an engine runs the cases; the tokens and the counts may not depend on it."""
+
+    overlap: bool = False
+
+
+def run(
+    loaded: Loaded, asked: list[Asked], seed: int | None = None, mode: Mode | None = None
+) -> list[Recording]:
     """Run all requests in one engine: all at once, or at random times that the seed decides."""
-    engine = Engine.from_loaded(loaded)
+    engine = _engine(loaded, mode or Mode())
     recordings = [Recording() for _ in asked]
     by_id: dict[str, Recording] = {}
     make_work = engine.loop.make_work
@@ -212,6 +222,11 @@ def run(loaded: Loaded, asked: list[Asked], seed: int | None = None) -> list[Rec
                     raise Mismatch(output.error)
         engine.loop.scheduler.check()
     return recordings
+
+
+def _engine(loaded: Loaded, mode: Mode) -> Engine:
+    config = msgspec.structs.replace(loaded.config, overlap="on" if mode.overlap else "off")
+    return Engine.from_loaded(replace(loaded, config=config))
 
 
 def expect_equal(what: str, found: object, expected: object) -> None:

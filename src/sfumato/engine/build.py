@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,8 +16,9 @@ from sfumato.core.protocols import Inbox, Outbox
 from sfumato.core.request import Request, Status
 from sfumato.core.spec import Decoding
 from sfumato.core.traits import ModelTraits
+from sfumato.engine.lane import Lane
 from sfumato.engine.limits import Limits
-from sfumato.engine.loop import EngineLoop, Lane
+from sfumato.engine.loop import EngineLoop
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.sync import Alone
 from sfumato.errors import ConfigError
@@ -107,6 +109,7 @@ def build_loop(loaded: Loaded, inbox: Inbox, outbox: Outbox) -> tuple[EngineLoop
         num_pages=num_pages,
         limits=config.limits,
         chunk_bytes=config.max_chunk_bytes,
+        depth=_depth(config, loaded.device),
     )
 
 
@@ -121,6 +124,7 @@ def assemble(
     num_pages: int,
     limits: Limits,
     chunk_bytes: int,
+    depth: int = 0,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock."""
@@ -128,7 +132,11 @@ def assemble(
     scheduler = Scheduler(limits, pages, clock)
     runner = TextRunner(model, traits, store=store, page_size=page_size, chunk_bytes=chunk_bytes)
     door = TextDoor(
-        traits=traits, page_size=page_size, num_pages=num_pages, max_logits_bytes=limits.max_logits_bytes
+        traits=traits,
+        page_size=page_size,
+        num_pages=num_pages,
+        max_logits_bytes=limits.max_logits_bytes,
+        max_score_tokens=limits.max_prefill_tokens,
     )
 
     def gauges(live: dict[str, Request]) -> Gauges:
@@ -147,12 +155,25 @@ def assemble(
         inbox=inbox,
         outbox=outbox,
         scheduler=scheduler,
-        lanes=(Lane(runner, Alone()),),
+        lanes=(Lane(runner, Alone(), depth=depth, prepare=_same_threads()),),
         make_work=door,
         gauges=gauges,
         clock=clock,
     )
     return loop, door
+
+
+def _depth(config: EngineConfig, device: str) -> int:
+    """Return how many steps the loop runs ahead of the outcomes that it knows."""
+    if config.overlap == "auto":
+        # On a CPU the host's share is so small that hiding it gains nothing (`benchmarks/modes.py`).
+        return int(device != "cpu")
+    return int(config.overlap == "on")
+
+
+def _same_threads() -> Callable[[], None]:
+    """Return what gives another thread's forwards as many CPU threads as this one's have."""
+    return partial(torch.set_num_threads, torch.get_num_threads())
 
 
 def _num_pages(loaded: Loaded, page_size: int) -> int:

@@ -110,6 +110,14 @@ def serve(
             show_default="fair",
         ),
     ] = None,
+    overlap: Annotated[
+        str | None,
+        typer.Option(
+            help="on: a step is launched while the one before runs; off; auto: where that is faster.",
+            rich_help_panel=_ENGINE,
+            show_default="auto",
+        ),
+    ] = None,
     max_prefill_tokens: Annotated[
         int | None,
         typer.Option(help="Prompt tokens per forward.", rich_help_panel=_ENGINE, show_default="2048"),
@@ -142,6 +150,7 @@ def serve(
         context_length=context_length,
         policy=policy,
         order=order,
+        overlap=overlap,
         max_running_requests=max_running_requests,
         max_prefill_tokens=max_prefill_tokens,
         denoise_every=denoise_every,
