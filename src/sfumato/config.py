@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from sfumato.models.folder import Overrides
 
 
+# Fields that are called otherwise on the command line.
+_OPTIONS = {"num_replicas": "data-parallel", "num_threads": "threads"}
 OVERLAPS = ("auto", "on", "off")
 
 
@@ -26,6 +28,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     per page; None: the model's block length. num_threads: CPU threads of the forward; None: torch decides.
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
     overlap: "on" launches a step while the one before runs, "auto" where that was measured to be faster.
+    num_replicas, replica: engines that serve this model on this machine, and which of them this one is.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
     """
 
@@ -44,6 +47,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_length: int | None = None
     context_length: int | None = None
     overlap: str = "auto"
+    num_replicas: int = 1
+    replica: int = 0
     limits: Limits = Limits()
 
     def overrides(self) -> Overrides:
@@ -61,10 +66,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raise ConfigError naming the option."""
         self.limits.check()
-        for name in ("kv_memory", "page_size", "num_threads", "max_chunk_bytes"):
+        for name in ("kv_memory", "page_size", "num_threads", "max_chunk_bytes", "num_replicas"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
+                raise ConfigError(
+                    f"--{_OPTIONS.get(name, name).replace('_', '-')} {value} must be at least 1"
+                )
         if self.overlap not in OVERLAPS:
             raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
         if self.parameters and self.algorithm is None:

@@ -52,7 +52,7 @@ class Loaded:
 def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> Loaded:
     """Read a checkpoint as configured. Raises ConfigError or CheckpointError."""
     config.check()
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, config.replica)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     folder = read_folder(config.model, config.overrides())
@@ -62,10 +62,15 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
     return Loaded(config=config, folder=folder, traits=traits, model=model, dtype=dtype, device=device)
 
 
-def resolve_device(name: str) -> str:
-    """Return "cuda" or "cpu" for "auto"; refuse a device that this machine lacks."""
+def resolve_device(name: str, replica: int = 0) -> str:
+    """Return "cuda" or "cpu" for "auto"; replicas take a GPU each, in turn.
+
+    Raises ConfigError for a device that this machine lacks.
+    """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and replica and torch.cuda.is_available():
+        return f"cuda:{replica % torch.cuda.device_count()}"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: no CUDA device is available here")
     if name != "cpu" and not name.startswith("cuda"):
@@ -189,7 +194,8 @@ def _num_pages(loaded: Loaded, page_size: int) -> int:
             )
         return num_pages
     if loaded.device == "cpu":
-        room = int(memory_bytes() * _CPU_SHARE)
+        room, num_sharing = int(memory_bytes() * _CPU_SHARE), config.num_replicas
     else:
         room = int(torch.cuda.mem_get_info(loaded.device)[0] * _GPU_SHARE)
-    return max(2, min(wanted, int(room * config.memory_share) // page_bytes))
+        num_sharing = -(-config.num_replicas // torch.cuda.device_count())
+    return max(2, min(wanted, int(room * config.memory_share / num_sharing) // page_bytes))

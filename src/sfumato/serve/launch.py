@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import msgspec
 
 from sfumato.config import EngineConfig
-from sfumato.engine.client import EngineClient
+from sfumato.engine.replicas import Replicas
 from sfumato.engine.wire import Loading
 from sfumato.errors import ConfigError
 from sfumato.serve.registry import Registry, ServedModel
@@ -21,10 +21,26 @@ ProgressCallback = Callable[[str, Loading], None]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One engine to start; name: what clients call it, None for the checkpoint's own name."""
+    """One model to start; name: what clients call it, None for the checkpoint's own name."""
 
     config: EngineConfig
     name: str | None = None
+
+    def replicas(self) -> list[EngineConfig]:
+        """Return the configuration of each of its engines; CPU threads and given memory are shared out."""
+        config, count = self.config, self.config.num_replicas
+        num_threads = config.num_threads
+        if num_threads is None and count > 1:
+            num_threads = len(os.sched_getaffinity(0))
+        return [
+            msgspec.structs.replace(
+                config,
+                replica=replica,
+                kv_memory=None if config.kv_memory is None else config.kv_memory // count,
+                num_threads=None if num_threads is None else max(1, num_threads // count),
+            )
+            for replica in range(count)
+        ]
 
     @property
     def label(self) -> str:
@@ -78,7 +94,7 @@ async def start_models(planned: Sequence[Planned], on_progress: ProgressCallback
 
 
 async def _start(planned: Planned, on_progress: ProgressCallback) -> ServedModel:
-    client = await EngineClient.start(planned.config, lambda loading: on_progress(planned.label, loading))
+    client = await Replicas.start(planned.replicas(), lambda loading: on_progress(planned.label, loading))
     try:
         return ServedModel(planned.name or client.info.name, client)
     except BaseException:

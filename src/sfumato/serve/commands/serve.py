@@ -118,6 +118,14 @@ def serve(
             show_default="auto",
         ),
     ] = None,
+    data_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Engines per model; a request goes where its prefix is, or to the least busy.",
+            rich_help_panel=_ENGINE,
+            show_default="1",
+        ),
+    ] = None,
     max_prefill_tokens: Annotated[
         int | None,
         typer.Option(help="Prompt tokens per forward.", rich_help_panel=_ENGINE, show_default="2048"),
@@ -151,6 +159,7 @@ def serve(
         policy=policy,
         order=order,
         overlap=overlap,
+        data_parallel=data_parallel,
         max_running_requests=max_running_requests,
         max_prefill_tokens=max_prefill_tokens,
         denoise_every=denoise_every,
