@@ -89,7 +89,7 @@ def main(arguments: list[str] | None = None) -> int:
     if not selections:
         print("no folder given")
         return 2
-    mode = Mode(overlap=options.overlap)
+    mode = Mode(overlap=options.overlap, num_replicas=options.data_parallel)
     passed = failed = 0
     for folder, kinds, checkpoints in selections:
         cases = [case for case in find_cases(folder) if _is_chosen(case, kinds, checkpoints)]
@@ -166,6 +166,9 @@ def _parser() -> argparse.ArgumentParser:
         "--together", type=int, metavar="SEED", help="all cases of a checkpoint in one engine at random times"
     )
     parser.add_argument("--overlap", action="store_true", help="launch a step while the one before runs")
+    parser.add_argument(
+        "--data-parallel", type=int, default=1, metavar="N", help="spread the requests over N engines"
+    )
     parser.add_argument(
         "--supported", action="store_true", help="replay what supported.txt lists, below each given folder"
     )
