@@ -3,7 +3,8 @@
 With --together SEED all cases of a checkpoint share one engine, submitted at random times; what runs no
 engine (logits, step functions) is left out. Prints a line per case and a last line
 `N passed, N failed, N skipped`; exit status 1 on any failure. What --kinds and --checkpoints exclude is
-neither run nor counted; an unknown kind counts as failed.
+neither run nor counted; an unknown kind counts as failed. With --tensor-parallel N engine cases run on N
+processes, the others as without.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from pathlib import Path
 from sfumato.errors import SfumatoError
 from tests.goldens import diffusion_gemma, dream, llada, llada2, logits, logits_cached, sdar, steps
 from tests.goldens.cases import Case, find_cases
-from tests.goldens.replay import Mismatch, Mode, Planned, joint_checkpoint, load_for, run
+from tests.goldens.replay import Mismatch, Mode, Planned, end_ranks, joint_checkpoint, load_for, run
 
 # Cases that go through a model or an algorithm directly.
 REPLAYS: dict[str, Callable[[Case], None]] = {
@@ -89,7 +90,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not selections:
         print("no folder given")
         return 2
-    mode = Mode(overlap=options.overlap, num_replicas=options.data_parallel)
+    mode = Mode(
+        overlap=options.overlap,
+        num_replicas=options.data_parallel,
+        tensor_parallel=options.tensor_parallel,
+    )
     passed = failed = 0
     for folder, kinds, checkpoints in selections:
         cases = [case for case in find_cases(folder) if _is_chosen(case, kinds, checkpoints)]
@@ -106,6 +111,7 @@ def main(arguments: list[str] | None = None) -> int:
         for case, problem in problems:
             passed, failed = passed + (problem is None), failed + (problem is not None)
             print(f"PASS {case.name}" if problem is None else f"FAIL {case.name}: {problem}", flush=True)
+    end_ranks()
     print(f"{passed} passed, {failed} failed, 0 skipped")
     return 1 if failed else 0
 
@@ -121,7 +127,7 @@ def _replay(case: Case, mode: Mode) -> None:
         REPLAYS[case.kind](case)
     elif case.kind in PLANS:
         planned = PLANS[case.kind](case)
-        planned.verify(run(load_for(planned.checkpoint), planned.asked, mode=mode))
+        planned.verify(run(load_for(planned.checkpoint, mode.tensor_parallel), planned.asked, mode=mode))
     else:
         raise Mismatch(f"unknown kind {case.kind!r}")
 
@@ -136,7 +142,9 @@ def replay_together(cases: list[Case], seed: int, mode: Mode) -> Iterator[tuple[
         planned = PLANS[case.kind](case)
         by_checkpoint.setdefault(planned.checkpoint.path, []).append((case, planned))
     for members in by_checkpoint.values():
-        loaded = load_for(joint_checkpoint([planned.checkpoint for _, planned in members]))
+        loaded = load_for(
+            joint_checkpoint([planned.checkpoint for _, planned in members]), mode.tensor_parallel
+        )
         asked = [asked for _, planned in members for asked in planned.asked]
         recordings = iter(run(loaded, asked, seed, mode))
         for case, planned in members:
@@ -168,6 +176,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--overlap", action="store_true", help="launch a step while the one before runs")
     parser.add_argument(
         "--data-parallel", type=int, default=1, metavar="N", help="spread the requests over N engines"
+    )
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run engine cases on a model that N processes hold together",
     )
     parser.add_argument(
         "--supported", action="store_true", help="replay what supported.txt lists, below each given folder"

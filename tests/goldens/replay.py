@@ -112,11 +112,53 @@ def load_checkpoint(
     )
 
 
-def load_for(checkpoint: Checkpoint) -> Loaded:
-    """Load what a case needs."""
-    return load_checkpoint(
-        checkpoint.path, checkpoint.block_length, checkpoint.mask_token_id, checkpoint.eot_token_id
-    )
+def load_for(checkpoint: Checkpoint, tensor_parallel: int = 1) -> Loaded:
+    """Load what a case needs, alone or with processes that hold a part each."""
+    key = (checkpoint.path, checkpoint.block_length, checkpoint.mask_token_id, checkpoint.eot_token_id)
+    if tensor_parallel == 1:
+        return load_checkpoint(*key)
+    return _DIVIDED.load(checkpoint, tensor_parallel)
+
+
+class _Divided:
+    """The models whose ranks run; the oldest are ended first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._loaded: dict[tuple[Checkpoint, int], Loaded] = {}
+
+    def load(self, checkpoint: Checkpoint, tensor_parallel: int) -> Loaded:
+        """Return a model, started now or before."""
+        key = (checkpoint, tensor_parallel)
+        if key not in self._loaded:
+            while len(self._loaded) >= self._most:
+                self._loaded.pop(next(iter(self._loaded))).close()
+            self._loaded[key] = load(
+                EngineConfig(
+                    model=str(checkpoint.path),
+                    dtype="float32",
+                    device="cpu",
+                    kv_memory=_KV_BYTES,
+                    block_length=checkpoint.block_length,
+                    mask_token_id=checkpoint.mask_token_id,
+                    eot_token_id=checkpoint.eot_token_id,
+                    tensor_parallel=tensor_parallel,
+                )
+            )
+        return self._loaded[key]
+
+    def close(self) -> None:
+        """End every rank."""
+        while self._loaded:
+            self._loaded.popitem()[1].close()
+
+
+_DIVIDED = _Divided(most=3)
+
+
+def end_ranks() -> None:
+    """End the processes of models that were loaded in parts."""
+    _DIVIDED.close()
 
 
 def joint_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
@@ -181,6 +223,7 @@ class Mode:
 
     overlap: bool = False
     num_replicas: int = 1
+    tensor_parallel: int = 1
 
     def engines(self, loaded: Loaded) -> list[Engine]:
         """Start the engines on a model that is in memory."""

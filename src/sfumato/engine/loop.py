@@ -72,7 +72,8 @@ class EngineLoop:
 
     def may_wait(self) -> float | None:
         """Return how long the loop may sleep for a message: not at all while anything can run."""
-        if self.live and not self.is_paused:
+        is_busy = (self.live and not self.is_paused) or any(lane.is_busy for lane in self.lanes)
+        if is_busy or not all(lane.sync.may_wait for lane in self.lanes):
             return 0.0
         deadlines = [request.deadline for request in self.live.values() if request.deadline is not None]
         return max(0.0, min(deadlines) - self.clock()) if deadlines else None
@@ -85,7 +86,8 @@ class EngineLoop:
         self._expire()
         for lane in self.lanes:
             plan = lane.sync.agree(
-                StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live)
+                StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live),
+                is_leaving=self._is_draining and not self.live,
             )
             if plan.forward:
                 self._note_start(plan)
@@ -95,7 +97,7 @@ class EngineLoop:
             if finished.result.rows:
                 self.scheduler.note_step(finished.plan, finished.result.device_seconds)
             started = self._count(lane, finished, started)
-        if self._is_draining and not self.live:
+        if self._is_draining and not self.live and all(lane.sync.may_leave for lane in self.lanes):
             self.is_alive = False
         if not self.is_alive:
             self._settle()
@@ -156,7 +158,6 @@ class EngineLoop:
         if not drain:
             for request_id in list(self.live):
                 self._end(request_id, FinishReason.ABORT)
-            self.is_alive = False
 
     def _expire(self) -> None:
         now = self.clock()
