@@ -15,6 +15,9 @@ if TYPE_CHECKING:
     from sfumato.models.folder import Overrides
 
 
+# Fields that are called otherwise on the command line.
+_OPTIONS = {"num_replicas": "data-parallel", "num_threads": "threads"}
+OVERLAPS = ("auto", "on", "off")
 # A rank that has not answered for so many seconds is taken for lost.
 DEFAULT_RANK_TIMEOUT = 15.0
 
@@ -26,6 +29,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     None takes what max_running_requests whole contexts need, within a share of the memory. page_size: tokens
     per page; None: the model's block length. num_threads: CPU threads of the forward; None: torch decides.
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
+    overlap: "on" launches a step while the one before runs, "auto" where that was measured to be faster.
+    num_replicas, replica: engines that serve this model on this machine, and which of them this one is.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
     tensor_parallel: ranks that run every forward together, each with a part of the model.
     data_parallel_attention: ranks with requests of their own that share the weights of the experts, or of the
@@ -48,6 +53,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     eot_token_id: int | None = None
     block_length: int | None = None
     context_length: int | None = None
+    overlap: str = "auto"
+    num_replicas: int = 1
+    replica: int = 0
     limits: Limits = Limits()
     tensor_parallel: int = 1
     data_parallel_attention: int = 1
@@ -81,12 +89,22 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             "page_size",
             "num_threads",
             "max_chunk_bytes",
+            "num_replicas",
             "tensor_parallel",
             "data_parallel_attention",
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
+                raise ConfigError(
+                    f"--{_OPTIONS.get(name, name).replace('_', '-')} {value} must be at least 1"
+                )
+        if self.overlap not in OVERLAPS:
+            raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
+        self._check_ranks()
+        if self.parameters and self.algorithm is None:
+            raise ConfigError(f"--algorithm-parameters {self.parameters} need --algorithm")
+
+    def _check_ranks(self) -> None:
         if self.rank_timeout <= 0:
             raise ConfigError(f"--rank-timeout {self.rank_timeout:g} must be above 0 seconds")
         if self.tensor_parallel > 1 and self.data_parallel_attention > 1:
@@ -100,8 +118,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             )
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank {self.rank} is not one of the {self.world_size} ranks")
-        if self.parameters and self.algorithm is None:
-            raise ConfigError(f"--algorithm-parameters {self.parameters} need --algorithm")
 
 
 def memory_bytes() -> int:

@@ -6,12 +6,14 @@ import asyncio
 import os
 import random
 import signal
+import socket
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 
 from sfumato.config import EngineConfig
@@ -19,7 +21,6 @@ from sfumato.core.messages import FinishReason, Submit, Turn
 from sfumato.engine.client import EngineClient
 from sfumato.engine.engine import Engine
 from sfumato.engine.frontend import SamplingParams, make_spec
-from sfumato.engine.shared_ranks import shared_ranks
 from sfumato.errors import ConfigError, EngineDied
 from tests.models.checkpoints import LLADA2, random_weights, write
 from tests.serve.running import is_running
@@ -77,6 +78,16 @@ class Ranks:
         """Wait until every rank has made the turn in which all agree that they are idle."""
         await asyncio.gather(*(client.ping(timeout=10) for client in self.clients))
         await asyncio.sleep(0.05)
+
+
+def shared_ranks(config: EngineConfig, size: int) -> list[EngineConfig]:
+    """Return the configuration of each rank; they meet at an address that was free a moment ago."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+    return [
+        msgspec.structs.replace(config, data_parallel_attention=size, rank=rank, rendezvous=address)
+        for rank in range(size)
+    ]
 
 
 @asynccontextmanager

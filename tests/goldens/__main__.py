@@ -19,7 +19,7 @@ from pathlib import Path
 from sfumato.errors import SfumatoError
 from tests.goldens import diffusion_gemma, dream, llada, llada2, logits, logits_cached, sdar, steps
 from tests.goldens.cases import Case, find_cases
-from tests.goldens.replay import Mismatch, Planned, end_ranks, joint_checkpoint, load_for, run
+from tests.goldens.replay import Mismatch, Mode, Planned, end_ranks, joint_checkpoint, load_for, run
 
 # Cases that go through a model or an algorithm directly.
 REPLAYS: dict[str, Callable[[Case], None]] = {
@@ -90,6 +90,11 @@ def main(arguments: list[str] | None = None) -> int:
     if not selections:
         print("no folder given")
         return 2
+    mode = Mode(
+        overlap=options.overlap,
+        num_replicas=options.data_parallel,
+        tensor_parallel=options.tensor_parallel,
+    )
     passed = failed = 0
     for folder, kinds, checkpoints in selections:
         cases = [case for case in find_cases(folder) if _is_chosen(case, kinds, checkpoints)]
@@ -99,9 +104,9 @@ def main(arguments: list[str] | None = None) -> int:
         if options.together is not None:
             cases = [case for case in cases if case.kind not in REPLAYS]
         problems = (
-            replay_each(cases, options.tensor_parallel)
+            replay_each(cases, mode)
             if options.together is None
-            else replay_together(cases, options.together, options.tensor_parallel)
+            else replay_together(cases, options.together, mode)
         )
         for case, problem in problems:
             passed, failed = passed + (problem is None), failed + (problem is not None)
@@ -111,25 +116,23 @@ def main(arguments: list[str] | None = None) -> int:
     return 1 if failed else 0
 
 
-def replay_each(cases: list[Case], tensor_parallel: int = 1) -> Iterator[tuple[Case, str | None]]:
+def replay_each(cases: list[Case], mode: Mode) -> Iterator[tuple[Case, str | None]]:
     """Replay each case alone; yield what differs, or None."""
     for case in cases:
-        yield case, _problem(lambda case=case: _replay(case, tensor_parallel))  # type: ignore[misc]
+        yield case, _problem(lambda case=case: _replay(case, mode))  # type: ignore[misc]
 
 
-def _replay(case: Case, tensor_parallel: int) -> None:
+def _replay(case: Case, mode: Mode) -> None:
     if case.kind in REPLAYS:
         REPLAYS[case.kind](case)
     elif case.kind in PLANS:
         planned = PLANS[case.kind](case)
-        planned.verify(run(load_for(planned.checkpoint, tensor_parallel), planned.asked))
+        planned.verify(run(load_for(planned.checkpoint, mode.tensor_parallel), planned.asked, mode=mode))
     else:
         raise Mismatch(f"unknown kind {case.kind!r}")
 
 
-def replay_together(
-    cases: list[Case], seed: int, tensor_parallel: int = 1
-) -> Iterator[tuple[Case, str | None]]:
+def replay_together(cases: list[Case], seed: int, mode: Mode) -> Iterator[tuple[Case, str | None]]:
     """Submit all cases of a checkpoint to one engine at random times; yield what differs, or None."""
     by_checkpoint: dict[Path, list[tuple[Case, Planned]]] = {}
     for case in cases:
@@ -139,8 +142,11 @@ def replay_together(
         planned = PLANS[case.kind](case)
         by_checkpoint.setdefault(planned.checkpoint.path, []).append((case, planned))
     for members in by_checkpoint.values():
-        loaded = load_for(joint_checkpoint([planned.checkpoint for _, planned in members]), tensor_parallel)
-        recordings = iter(run(loaded, [asked for _, planned in members for asked in planned.asked], seed))
+        loaded = load_for(
+            joint_checkpoint([planned.checkpoint for _, planned in members]), mode.tensor_parallel
+        )
+        asked = [asked for _, planned in members for asked in planned.asked]
+        recordings = iter(run(loaded, asked, seed, mode))
         for case, planned in members:
             own = [next(recordings) for _ in planned.asked]
             yield case, _problem(lambda planned=planned, own=own: planned.verify(own))  # type: ignore[misc]
@@ -166,6 +172,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--together", type=int, metavar="SEED", help="all cases of a checkpoint in one engine at random times"
+    )
+    parser.add_argument("--overlap", action="store_true", help="launch a step while the one before runs")
+    parser.add_argument(
+        "--data-parallel", type=int, default=1, metavar="N", help="spread the requests over N engines"
     )
     parser.add_argument(
         "--tensor-parallel",

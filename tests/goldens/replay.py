@@ -5,21 +5,24 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from sfumato.config import EngineConfig
 from sfumato.core.messages import FinishReason, Usage
 from sfumato.core.plan import Decision, Row
+from sfumato.core.protocols import WorkFactory
 from sfumato.core.request import Work
 from sfumato.core.spec import Decoding, Sampling, TextSpec
 from sfumato.engine.build import Loaded, load
 from sfumato.engine.engine import Engine
+from sfumato.engine.routing import Router
 from sfumato.text.canvas import Canvas
 from sfumato.text.door import Replay
 from sfumato.text.walk import Round, Walk
@@ -211,12 +214,52 @@ class RecordingWalk:
         return self._inner.settle(canvas, decision, chosen)
 
 
-def run(loaded: Loaded, asked: list[Asked], seed: int | None = None) -> list[Recording]:
-    """Run all requests in one engine: all at once, or at random times that the seed decides."""
-    engine = Engine.from_loaded(loaded)
+@dataclass(frozen=True)
+class Mode:
+    """How the cases are run; the tokens and the counts may not depend on it.
+
+    num_replicas: engines among which a router spreads the requests.
+    """
+
+    overlap: bool = False
+    num_replicas: int = 1
+    tensor_parallel: int = 1
+
+    def engines(self, loaded: Loaded) -> list[Engine]:
+        """Start the engines on a model that is in memory."""
+        config = msgspec.structs.replace(loaded.config, overlap="on" if self.overlap else "off")
+        return [Engine.from_loaded(replace(loaded, config=config)) for _ in range(self.num_replicas)]
+
+
+def run(
+    loaded: Loaded, asked: list[Asked], seed: int | None = None, mode: Mode | None = None
+) -> list[Recording]:
+    """Run all requests: all at once, or at random times that the seed decides."""
+    engines = (mode or Mode()).engines(loaded)
+    router = Router(len(engines), shares_prefixes=loaded.traits.has_exact_cache)
     recordings = [Recording() for _ in asked]
     by_id: dict[str, Recording] = {}
-    make_work = engine.loop.make_work
+    for engine in engines:
+        engine.loop.make_work = _recording_works(engine.loop.make_work, by_id)
+    rng = random.Random(seed)
+    waiting = list(zip(asked, recordings, strict=True))
+    rng.shuffle(waiting) if seed is not None else waiting.reverse()
+    while waiting or any(engine.has_work for engine in engines):
+        is_idle = not any(engine.has_work for engine in engines)
+        while waiting and (seed is None or is_idle or rng.random() * _TURNS_PER_ARRIVAL < 1):
+            is_idle = False
+            item, recording = waiting.pop()
+            request_id = f"case-{len(waiting)}"
+            by_id[request_id] = recording
+            index = router.choose(request_id, item.spec.prompt_ids, item.spec.max_tokens)
+            engines[index].add_request((), request_id=request_id, spec=item.spec, replay=item.replay)
+        for engine in engines:
+            _step(engine, by_id)
+    return recordings
+
+
+def _recording_works(make_work: WorkFactory, by_id: dict[str, Recording]) -> WorkFactory:
+    """Return a factory whose works write down what they do."""
 
     def keep_work(request_id: str, spec: TextSpec) -> Work:
         work = make_work(request_id, spec)
@@ -233,27 +276,22 @@ def run(loaded: Loaded, asked: list[Asked], seed: int | None = None) -> list[Rec
         work.context.note = count  # type: ignore[method-assign]
         return work
 
-    engine.loop.make_work = keep_work
-    rng = random.Random(seed)
-    waiting = list(zip(asked, recordings, strict=True))
-    rng.shuffle(waiting) if seed is not None else waiting.reverse()
-    while waiting or engine.has_work:
-        while waiting and (seed is None or not engine.has_work or rng.random() * _TURNS_PER_ARRIVAL < 1):
-            item, recording = waiting.pop()
-            request_id = f"case-{len(waiting)}"
-            by_id[request_id] = recording
-            engine.add_request((), request_id=request_id, spec=item.spec, replay=item.replay)
-        for turn in engine.step():
-            for refusal in turn.refusals:
-                raise Mismatch(f"refused: {refusal.message}")
-            for output in turn.outputs:
-                recording = by_id[output.request_id]
-                recording.output_ids.extend(output.token_ids)
-                recording.finish_reason = output.finish_reason
-                if output.error is not None:
-                    raise Mismatch(output.error)
-        engine.loop.scheduler.check()
-    return recordings
+    return keep_work
+
+
+def _step(engine: Engine, by_id: dict[str, Recording]) -> None:
+    if not engine.has_work:
+        return
+    for turn in engine.step():
+        for refusal in turn.refusals:
+            raise Mismatch(f"refused: {refusal.message}")
+        for output in turn.outputs:
+            recording = by_id[output.request_id]
+            recording.output_ids.extend(output.token_ids)
+            recording.finish_reason = output.finish_reason
+            if output.error is not None:
+                raise Mismatch(output.error)
+    engine.loop.scheduler.check()
 
 
 def expect_equal(what: str, found: object, expected: object) -> None:

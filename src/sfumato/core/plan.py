@@ -61,11 +61,14 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     """The rows of one forward; printing it explains the step.
 
+    guesses: ids of requests whose rows depend on an outcome that is not known yet; they are made anew when
+    the forward begins.
     is_idle_forward: there are no rows, and a forward is made because other ranks have some.
     """
 
     launch_id: int
     rows: tuple[Row, ...] = ()
+    guesses: frozenset[str] = frozenset()
     is_idle_forward: bool = False
 
     @property
@@ -85,6 +88,13 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     def request_ids(self) -> list[str]:
         """Return each request of the plan once, in row order."""
         return list(dict.fromkeys(row.request_id for row in self.rows))
+
+    def by_request(self) -> dict[str, tuple[Row, ...]]:
+        """Return each request's rows."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.request_id, []).append(row)
+        return {request_id: tuple(rows) for request_id, rows in found.items()}
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

@@ -49,9 +49,12 @@ class WorkFactory(Protocol):
 class Sync(Protocol):
     """Agrees with data-parallel peers on this turn's forward.
 
-    may_wait: nobody has anything to run, so that the loop may sleep. may_leave: nobody
-    needs this one any more.
+    is_shared: peers wait for each forward that was agreed on. may_wait: nobody has anything to run, so that
+    the loop may sleep. may_leave: nobody needs this one any more.
     """
+
+    @property
+    def is_shared(self) -> bool: ...
 
     @property
     def may_wait(self) -> bool: ...

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -15,8 +16,9 @@ from sfumato.core.protocols import Inbox, Outbox
 from sfumato.core.request import Request, Status
 from sfumato.core.spec import Decoding
 from sfumato.core.traits import ModelTraits
+from sfumato.engine.lane import Lane
 from sfumato.engine.limits import Limits
-from sfumato.engine.loop import EngineLoop, Lane
+from sfumato.engine.loop import EngineLoop
 from sfumato.engine.ranks import Announcer, SharedWeights, load_leader, load_shared
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.sync import Alone
@@ -59,7 +61,7 @@ class Loaded:
 def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> Loaded:
     """Read a checkpoint as configured. Raises ConfigError or CheckpointError."""
     config.check()
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, config.replica)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     folder = read_folder(config.model, config.overrides())
@@ -86,10 +88,15 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
     )
 
 
-def resolve_device(name: str) -> str:
-    """Return "cuda" or "cpu" for "auto"; refuse a device that this machine lacks."""
+def resolve_device(name: str, replica: int = 0) -> str:
+    """Return "cuda" or "cpu" for "auto"; replicas take a GPU each, in turn.
+
+    Raises ConfigError for a device that this machine lacks.
+    """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and replica and torch.cuda.is_available():
+        return f"cuda:{replica % torch.cuda.device_count()}"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: no CUDA device is available here")
     if name != "cpu" and not name.startswith("cuda"):
@@ -134,6 +141,7 @@ def build_loop(loaded: Loaded, inbox: Inbox, outbox: Outbox) -> tuple[EngineLoop
         num_pages=num_pages,
         limits=config.limits,
         chunk_bytes=config.max_chunk_bytes,
+        depth=_depth(config, loaded.device),
         announce=None if leader is None else Announcer(leader, store, page_size),
         shared=loaded.shared,
     )
@@ -150,6 +158,7 @@ def assemble(
     num_pages: int,
     limits: Limits,
     chunk_bytes: int,
+    depth: int = 0,
     announce: Announce | None = None,
     shared: SharedWeights | None = None,
     clock: Callable[[], float] = time.monotonic,
@@ -167,7 +176,11 @@ def assemble(
         is_lockstep=shared is not None,
     )
     door = TextDoor(
-        traits=traits, page_size=page_size, num_pages=num_pages, max_logits_bytes=limits.max_logits_bytes
+        traits=traits,
+        page_size=page_size,
+        num_pages=num_pages,
+        max_logits_bytes=limits.max_logits_bytes,
+        max_score_tokens=limits.max_prefill_tokens,
     )
 
     def gauges(live: dict[str, Request]) -> Gauges:
@@ -182,19 +195,30 @@ def assemble(
             retractions=scheduler.num_retractions,
         )
 
-    lane = Lane(runner, Alone())
-    if shared is not None:
-        lane = Lane(shared.runner(runner), shared.sync)
+    launching, sync = (runner, Alone()) if shared is None else (shared.runner(runner), shared.sync)
     loop = EngineLoop(
         inbox=inbox,
         outbox=outbox,
         scheduler=scheduler,
-        lanes=(lane,),
+        lanes=(Lane(launching, sync, depth=depth, prepare=_same_threads()),),
         make_work=door,
         gauges=gauges,
         clock=clock,
     )
     return loop, door
+
+
+def _depth(config: EngineConfig, device: str) -> int:
+    """Return how many steps the loop runs ahead of the outcomes that it knows."""
+    if config.overlap == "auto":
+        # On a CPU the host's share is so small that hiding it gains nothing (`benchmarks/modes.py`).
+        return int(device != "cpu")
+    return int(config.overlap == "on")
+
+
+def _same_threads() -> Callable[[], None]:
+    """Return what gives another thread's forwards as many CPU threads as this one's have."""
+    return partial(torch.set_num_threads, torch.get_num_threads())
 
 
 def _num_pages(loaded: Loaded, page_size: int) -> int:
@@ -212,7 +236,9 @@ def _num_pages(loaded: Loaded, page_size: int) -> int:
         return num_pages
     if loaded.device == "cpu":
         # All ranks are on this machine; a GPU is one rank's own.
-        room = int(memory_bytes() * _CPU_SHARE) // config.world_size
+        num_sharing = max(config.num_replicas, config.data_parallel_attention) * config.tensor_parallel
+        room = int(memory_bytes() * _CPU_SHARE)
     else:
         room = int(torch.cuda.mem_get_info(loaded.device)[0] * _GPU_SHARE)
-    return max(2, min(wanted, int(room * config.memory_share) // page_bytes))
+        num_sharing = -(-config.num_replicas // torch.cuda.device_count())
+    return max(2, min(wanted, int(room * config.memory_share / num_sharing) // page_bytes))

@@ -18,6 +18,7 @@ from sfumato.errors import EngineError
 class Alone:
     """No peers: the plan stands, and nobody else has to be asked."""
 
+    is_shared = False
     may_wait = True
     may_leave = True
 
@@ -45,10 +46,11 @@ class Action(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Contribution:
-    """One rank's row. votes_for_graph: it can replay the denoise graph; is_leaving: it is done for good.
+    """One rank's row.
 
     num_arrived: requests that came with their keys and values since the turn before: they need no forward,
-    but each an answer.
+    but each an answer. votes_for_graph: it can replay the denoise graph. is_leaving: it was stopped and is
+    done.
     """
 
     holds: Holds = Holds.NOTHING
@@ -133,6 +135,8 @@ class Peers:
     may_wait: the ranks agreed that all of them are idle, so that this one may sleep until something comes or
     another rank rings. may_leave: they agreed that none of them has anything left to do.
     """
+
+    is_shared = True
 
     def __init__(self, rank: int, exchange: Exchange, bell: Waker) -> None:
         self.may_wait = False

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
 
 from sfumato.config import EngineConfig
-from sfumato.engine.client import EngineClient
+from sfumato.engine.replicas import Replicas
 from sfumato.engine.wire import Loading
 from sfumato.errors import ConfigError
 from sfumato.serve.registry import Registry, ServedModel
@@ -21,15 +23,42 @@ ProgressCallback = Callable[[str, Loading], None]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One engine to start; name: what clients call it, None for the checkpoint's own name."""
+    """One model to start; name: what clients call it, None for the checkpoint's own name."""
 
     config: EngineConfig
     name: str | None = None
+
+    def replicas(self) -> list[EngineConfig]:
+        """Return the configuration of each of its engines; CPU threads and given memory are shared out."""
+        config, count = self.config, self.config.num_replicas
+        num_threads = config.num_threads
+        if num_threads is None and count > 1:
+            num_threads = len(os.sched_getaffinity(0))
+        shares_weights = config.data_parallel_attention > 1
+        rendezvous = f"127.0.0.1:{_free_port()}" if shares_weights else config.rendezvous
+        return [
+            msgspec.structs.replace(
+                config,
+                replica=replica,
+                rank=replica if shares_weights else config.rank,
+                rendezvous=rendezvous,
+                kv_memory=None if config.kv_memory is None else config.kv_memory // count,
+                num_threads=None if num_threads is None else max(1, num_threads // count),
+            )
+            for replica in range(count)
+        ]
 
     @property
     def label(self) -> str:
         """Return what to call it before it is loaded."""
         return self.name or self.config.model
+
+
+def _free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def share_out(planned: Sequence[Planned], *, kv_memory: int | None, num_threads: int | None) -> list[Planned]:
@@ -58,9 +87,10 @@ async def start_models(planned: Sequence[Planned], on_progress: ProgressCallback
 
     Raises ConfigError or EngineDied.
     """
-    for each in planned:
-        each.config.check()
-    tasks = [asyncio.create_task(_start(each, on_progress)) for each in planned]
+    started = [(each, each.replicas()) for each in planned]
+    for config in itertools.chain.from_iterable(configs for _, configs in started):
+        config.check()
+    tasks = [asyncio.create_task(_start(each, configs, on_progress)) for each, configs in started]
     try:
         models = await asyncio.gather(*tasks)
         twice = [model.name for model in models if sum(other.name == model.name for other in models) > 1]
@@ -77,8 +107,10 @@ async def start_models(planned: Sequence[Planned], on_progress: ProgressCallback
     return Registry(models)
 
 
-async def _start(planned: Planned, on_progress: ProgressCallback) -> ServedModel:
-    client = await EngineClient.start(planned.config, lambda loading: on_progress(planned.label, loading))
+async def _start(
+    planned: Planned, configs: Sequence[EngineConfig], on_progress: ProgressCallback
+) -> ServedModel:
+    client = await Replicas.start(configs, lambda loading: on_progress(planned.label, loading))
     try:
         return ServedModel(planned.name or client.info.name, client)
     except BaseException:
