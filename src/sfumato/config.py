@@ -9,6 +9,7 @@ import msgspec
 
 from sfumato.core.spec import ParameterValue
 from sfumato.engine.limits import Limits
+from sfumato.engine.peer_config import PeerConfig
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     per page; None: the model's block length. num_threads: CPU threads of the forward; None: torch decides.
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
+    peering: which rows run here, and which peers run the others.
     """
 
     model: str
@@ -40,6 +42,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_length: int | None = None
     context_length: int | None = None
     limits: Limits = Limits()
+    peering: PeerConfig = PeerConfig()
 
     def overrides(self) -> Overrides:
         """Return what replaces a checkpoint's own values."""
@@ -56,6 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     def check(self) -> None:
         """Raise ConfigError naming the option."""
         self.limits.check()
+        self.peering.check()
         for name in ("kv_memory", "page_size", "num_threads", "max_chunk_bytes"):
             value = getattr(self, name)
             if value is not None and value < 1:

@@ -10,13 +10,16 @@ import torch
 
 from sfumato.cache.pages import PageCache
 from sfumato.config import EngineConfig, memory_bytes
+from sfumato.core.handover import Handover
 from sfumato.core.messages import Gauges
-from sfumato.core.protocols import Inbox, Outbox
+from sfumato.core.protocols import Inbox, Outbox, WorkFactory
 from sfumato.core.request import Request, Status
 from sfumato.core.spec import Decoding
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.limits import Limits
 from sfumato.engine.loop import EngineLoop, Lane
+from sfumato.engine.peering import MakeEndpoint, Peering, join_peers, open_peering
+from sfumato.engine.peers import NoPeers
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.sync import Alone
 from sfumato.errors import ConfigError
@@ -81,8 +84,13 @@ def operator_defaults(config: EngineConfig, traits: ModelTraits) -> ModelTraits:
     return replace(traits, default_algorithm=config.algorithm, default_parameters=dict(config.parameters))
 
 
-def build_loop(loaded: Loaded, inbox: Inbox, outbox: Outbox) -> tuple[EngineLoop, TextDoor]:
-    """Join a loaded model with pages, scheduler, runner and loop."""
+def build_loop(
+    loaded: Loaded, inbox: Inbox, outbox: Outbox, *, make_endpoint: MakeEndpoint | None = None
+) -> tuple[EngineLoop, TextDoor]:
+    """Join a loaded model with pages, scheduler, runner and loop.
+
+    make_endpoint: links to peers in this process; else those that the configuration names.
+    """
     config, traits = loaded.config, loaded.traits
     is_causal = traits.context_granularity == 1
     page_size = config.page_size or (_CAUSAL_PAGE if is_causal else traits.block_length)
@@ -107,6 +115,7 @@ def build_loop(loaded: Loaded, inbox: Inbox, outbox: Outbox) -> tuple[EngineLoop
         num_pages=num_pages,
         limits=config.limits,
         chunk_bytes=config.max_chunk_bytes,
+        peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
     )
 
 
@@ -121,15 +130,23 @@ def assemble(
     num_pages: int,
     limits: Limits,
     chunk_bytes: int,
+    peering: Peering | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock."""
     pages = PageCache(num_pages, page_size)
     scheduler = Scheduler(limits, pages, clock)
+    handover: Handover = NoPeers()
+    make_work: WorkFactory
     runner = TextRunner(model, traits, store=store, page_size=page_size, chunk_bytes=chunk_bytes)
     door = TextDoor(
         traits=traits, page_size=page_size, num_pages=num_pages, max_logits_bytes=limits.max_logits_bytes
     )
+    make_work = door
+    if peering is not None:
+        handover = join_peers(peering, scheduler, pages, traits, clock)
+        inbox = peering.inbox(inbox)
+        make_work = peering.door(door)
 
     def gauges(live: dict[str, Request]) -> Gauges:
         running = sum(request.status is Status.RUNNING for request in live.values())
@@ -148,8 +165,9 @@ def assemble(
         outbox=outbox,
         scheduler=scheduler,
         lanes=(Lane(runner, Alone()),),
-        make_work=door,
+        make_work=make_work,
         gauges=gauges,
+        handover=handover,
         clock=clock,
     )
     return loop, door

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import assert_never
 
+from sfumato.core.handover import Handover, PeerEvent
 from sfumato.core.messages import (
     Abort,
     FinishReason,
@@ -23,9 +24,12 @@ from sfumato.core.messages import (
 )
 from sfumato.core.plan import RowResult, StepPlan, StepResult
 from sfumato.core.protocols import Inbox, Outbox, Runner, Sync, WorkFactory
-from sfumato.core.request import Progress, Request, Status
+from sfumato.core.request import Progress, Request, Status, Work
 from sfumato.engine.scheduler import Scheduler
 from sfumato.errors import EngineError, RequestError
+
+# Where nothing can run until a peer has let go of pages, the loop looks again this soon.
+_STUCK_SECONDS = 0.02
 
 
 class Lane:
@@ -49,6 +53,7 @@ class Lane:
 class EngineLoop:
     """Owns the live requests; every mode is an argument.
 
+    handover: state and keys to and from peers, where this process runs only some kinds of rows.
     clock: monotonic seconds; deadlines and waiting times are on it.
     """
 
@@ -61,6 +66,7 @@ class EngineLoop:
         lanes: tuple[Lane, ...],
         make_work: WorkFactory,
         gauges: Callable[[dict[str, Request]], Gauges],
+        handover: Handover,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inbox = inbox
@@ -69,6 +75,7 @@ class EngineLoop:
         self.lanes = lanes
         self.make_work = make_work
         self.gauges = gauges
+        self.handover = handover
         self.clock = clock
         self.live: dict[str, Request] = {}
         self.num_accepted = 0
@@ -76,6 +83,7 @@ class EngineLoop:
         self.is_alive = True
         self.is_paused = False
         self._is_draining = False
+        self._is_stuck = False
         self._accepted: list[str] = []
         self._refusals: list[Refusal] = []
         self._outputs: list[Output] = []
@@ -89,10 +97,12 @@ class EngineLoop:
 
     def may_wait(self) -> float | None:
         """Return how long the loop may sleep for a message: not at all while anything can run."""
-        if self.live and not self.is_paused:
-            return 0.0
+        if not self.is_paused and any(request.status is not Status.AWAY for request in self.live.values()):
+            return _STUCK_SECONDS if self._is_stuck else 0.0
         deadlines = [request.deadline for request in self.live.values() if request.deadline is not None]
-        return max(0.0, min(deadlines) - self.clock()) if deadlines else None
+        waits = [max(0.0, deadline - self.clock()) for deadline in deadlines]
+        handover = self.handover.wait_seconds()
+        return min(waits if handover is None else [*waits, handover], default=None)
 
     def turn(self, *, wait_seconds: float | None = 0.0) -> None:
         """Take messages in, plan, launch, apply and send: one step of every request that is chosen."""
@@ -104,6 +114,7 @@ class EngineLoop:
             plan = lane.sync.agree(
                 StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live)
             )
+            self._is_stuck = not plan.forward and self.handover.wait_seconds() is not None
             if plan.forward:
                 self._note_start(plan)
                 lane.launch(plan, self.live)
@@ -111,11 +122,25 @@ class EngineLoop:
             self.apply(plan, result)
             self.scheduler.note_step(plan, result.device_seconds)
             self._count(plan, result, time.perf_counter() - started)
+        self.handover.send(self.leaving(), self)
         if self._is_draining and not self.live:
             self.is_alive = False
         self.flush()
 
-    def accept(self, message: Message) -> None:
+    @property
+    def is_closing(self) -> bool:
+        """Whether the loop ends as soon as nothing is live."""
+        return self._is_draining
+
+    def leaving(self) -> list[Request]:
+        """Return the running requests whose next rows are not this process's to run."""
+        return [
+            request
+            for request in self.live.values()
+            if request.status is Status.RUNNING and self.handover.takes(request)
+        ]
+
+    def accept(self, message: Message | PeerEvent) -> None:
         """Act on one message."""
         match message:
             case Submit():
@@ -130,6 +155,8 @@ class EngineLoop:
                 self._pongs.append(message.token)
             case Stop():
                 self._stop(drain=message.drain)
+            case PeerEvent():
+                self.handover.accept(message, self)
             case _:
                 assert_never(message)
 
@@ -150,17 +177,26 @@ class EngineLoop:
             self._refusals.append(Refusal(request_id=request_id, message=str(error), field=error.field))
             return
         self._accepted.append(request_id)
+        self.enter(request_id, work)
+        request = self.live[request_id]
+        request.priority = message.priority
+        request.deadline = None if message.timeout is None else request.arrived_at + message.timeout
+
+    def enter(self, request_id: str, work: Work) -> None:
+        """Take a request in, from a client or from a peer; its id is checked by then."""
         now = self.clock()
         self.live[request_id] = Request(
-            id=request_id,
-            work=work,
-            arrival=self.num_accepted,
-            arrived_at=now,
-            waiting_since=now,
-            priority=message.priority,
-            deadline=None if message.timeout is None else now + message.timeout,
+            id=request_id, work=work, arrival=self.num_accepted, arrived_at=now, waiting_since=now
         )
         self.num_accepted += 1
+
+    def leave(self, request_id: str) -> None:
+        """End a request whose outputs come from elsewhere; an unknown id is nobody's."""
+        request = self.live.pop(request_id, None)
+        if request is not None:
+            request.status = Status.ENDED
+            self.scheduler.release(request)
+            self.num_ended += 1
 
     def _stop(self, *, drain: bool) -> None:
         self._is_draining = True
@@ -226,6 +262,7 @@ class EngineLoop:
         request.status = Status.ENDED
         request.finish_reason = reason
         request.error = error
+        self.handover.let_go(request, error or reason.value)
         self.scheduler.release(request)
         self.num_ended += 1
         self._outputs.append(_output(request, progress or Progress(finish_reason=reason), reason, error))

@@ -171,6 +171,11 @@ class TextWork:
         """Return how many leading positions have final keys and values."""
         return self.context.cached_len
 
+    def arrive(self, cached_len: int, nfe: int) -> None:
+        """Take keys that a peer computed as present; its forwards count as the request's."""
+        self.context.reset(max(cached_len, self.context.cached_len))
+        self._nfe += nfe
+
     def usage(self) -> Usage:
         """Return what the request has cost so far."""
         return Usage(
