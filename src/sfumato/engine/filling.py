@@ -210,7 +210,8 @@ class Filling:
     def _remember(self, handover_id: str) -> None:
         self._known[handover_id] = None
         while len(self._known) > _NUM_REMEMBERED:
-            self._known.popitem(last=False)
+            forgotten, _ = self._known.popitem(last=False)
+            self._sent.pop(forgotten, None)
 
 
 _PREFIX = "handover/"
