@@ -1,4 +1,4 @@
-"""Hand-overs between real processes on loopback: tokens equal, and a peer that is killed, stopped or wrong."""
+"""Hand-overs between real processes on loopback: tokens equal; peers that are killed, stopped or wrong."""
 
 from __future__ import annotations
 
@@ -25,8 +25,10 @@ from tests.serve.running import is_running
 MODEL = "sfumato-tiny-sdar"
 SECRET = "only-for-tests"
 PARAMS = SamplingParams(seed=7, max_tokens=12, ignore_eos=True)
-PROMPTS = {f"p{index}": [3 + (index * 31 + place * 7) % 200 for place in range(length)]
-           for index, length in enumerate((3, 4, 21, 64, 150, 201))}
+PROMPTS = {
+    f"p{index}": [3 + (index * 31 + place * 7) % 200 for place in range(length)]
+    for index, length in enumerate((3, 4, 21, 64, 150, 201))
+}
 
 
 def run(test: Coroutine[Any, Any, None]) -> None:
@@ -34,7 +36,9 @@ def run(test: Coroutine[Any, Any, None]) -> None:
 
 
 def config(peering: PeerConfig, **options: Any) -> EngineConfig:
-    return EngineConfig(model=MODEL, dtype="float32", num_threads=1, kv_memory=16 << 20, peering=peering, **options)
+    return EngineConfig(
+        model=MODEL, dtype="float32", num_threads=1, kv_memory=16 << 20, peering=peering, **options
+    )
 
 
 def prefill_config(**peering: Any) -> PeerConfig:
@@ -113,12 +117,14 @@ def test_pools_answer_as_one_engine_does(local: Engine, num_prefill: int) -> Non
     run(serve())
 
 
-LONG = {f"long{index}": [3 + (index * 17 + place * 5) % 200 for place in range(201 - index)] for index in range(6)}
+LONG = {
+    f"long{index}": [3 + (index * 17 + place * 5) % 200 for place in range(201 - index)] for index in range(6)
+}
 # One block per forward: the prompts take hundreds of forwards, so that a signal comes in their middle.
 TINY_STEPS = Limits(max_prefill_tokens=4)
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
 def test_a_prefill_process_that_stops_in_the_middle(local: Engine, number: signal.Signals) -> None:
     async def serve() -> None:
         async with pools(1, limits=TINY_STEPS, silence_seconds=1.0) as (denoise, (prefill,)):
@@ -152,6 +158,7 @@ def test_a_prefill_process_that_stops_in_the_middle(local: Engine, number: signa
     run(serve())
 
 
+@pytest.mark.slow
 def test_a_peer_with_another_secret_or_layout_is_refused() -> None:
     async def serve() -> None:
         prefill = await EngineClient.start(config(prefill_config()))
@@ -160,7 +167,7 @@ def test_a_peer_with_another_secret_or_layout_is_refused() -> None:
             assert address is not None
             for options, words in (
                 ({"secret": "another"}, "wrong shared secret"),
-                ({"page_size": 2}, "page_size is 4 here and 2 there"),
+                ({"page_size": 2}, "page_size is 16 on the prefill side and 2 on the denoise side"),
             ):
                 page_size = options.pop("page_size", None)
                 asks = PeerConfig(role="denoise", peers=(address,), **{"secret": SECRET, **options})
@@ -179,7 +186,10 @@ def test_a_peer_with_another_secret_or_layout_is_refused() -> None:
         (PeerConfig(role="prefill"), "--role prefill needs --listen"),
         (PeerConfig(role="denoise"), "--role denoise needs --peers"),
         (PeerConfig(role="both", peers=("tcp://a:1",)), "needs --role denoise"),
-        (PeerConfig(role="prefill", listen="http://a:1", secret="x"), "--listen 'http://a:1' is not an address"),
+        (
+            PeerConfig(role="prefill", listen="http://a:1", secret="x"),
+            "--listen 'http://a:1' is not an address",
+        ),
         (PeerConfig(role="prefill", listen="tcp://a:1"), "shared secret"),
         (PeerConfig(role="prefill", listen="tcp://a:1", peers=("tcp://a:2",)), "does not go with --peers"),
         (PeerConfig(role="denoise", listen="tcp://a:1", peers=("tcp://a:2",)), "does not go with --listen"),
@@ -193,5 +203,7 @@ def test_options_that_cannot_be_met_are_named(peering: PeerConfig, words: str) -
 
 
 def test_a_bidirectional_model_has_no_prefill_role() -> None:
-    with pytest.raises(ConfigError, match=r"--role prefill for sfumato-tiny-llada: .*both directions.*0 bytes"):
+    with pytest.raises(
+        ConfigError, match=r"--role prefill for sfumato-tiny-llada: .*both directions.*0 bytes"
+    ):
         Engine.load(EngineConfig(model="sfumato-tiny-llada", peering=prefill_config()))

@@ -3,7 +3,8 @@
 With --together SEED all cases of a checkpoint share one engine, submitted at random times; what runs no
 engine (logits, step functions) is left out. Prints a line per case and a last line
 `N passed, N failed, N skipped`; exit status 1 on any failure. What --kinds and --checkpoints exclude is
-neither run nor counted; an unknown kind counts as failed.
+neither run nor counted; an unknown kind counts as failed. With --disaggregate prompts are prefilled by a
+second engine; cases of bidirectional models are refused with the reason and not counted.
 """
 
 from __future__ import annotations
@@ -16,9 +17,19 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from sfumato.errors import SfumatoError
-from tests.goldens import diffusion_gemma, dream, llada, llada2, logits, logits_cached, sdar, steps
+from tests.goldens import (
+    diffusion_gemma,
+    disaggregated,
+    dream,
+    llada,
+    llada2,
+    logits,
+    logits_cached,
+    sdar,
+    steps,
+)
 from tests.goldens.cases import Case, find_cases
-from tests.goldens.replay import Mismatch, Planned, joint_checkpoint, load_for, run
+from tests.goldens.replay import Mismatch, Planned, Start, joint_checkpoint, load_for, run
 
 # Cases that go through a model or an algorithm directly.
 REPLAYS: dict[str, Callable[[Case], None]] = {
@@ -79,6 +90,9 @@ PLANS: dict[str, Callable[[Case], Planned]] = {
     "generate_diffusers": diffusion_gemma.plan_diffusers,
 }
 
+# Begins what is said of a case that a mode cannot run, for a reason that is its own.
+REFUSED = "refused: "
+
 SUPPORTED = Path(__file__).with_name("supported.txt")
 
 
@@ -89,41 +103,58 @@ def main(arguments: list[str] | None = None) -> int:
     if not selections:
         print("no folder given")
         return 2
+    mode = disaggregated.mode_of(options.disaggregate)
+    try:
+        return _replay_all(selections, options, mode)
+    finally:
+        mode.close()
+
+
+def _replay_all(
+    selections: list[tuple[Path, set[str], str]], options: argparse.Namespace, mode: disaggregated.Mode
+) -> int:
     passed = failed = 0
     for folder, kinds, checkpoints in selections:
         cases = [case for case in find_cases(folder) if _is_chosen(case, kinds, checkpoints)]
         if not cases:
             print(f"FAIL {folder}: no case was chosen")
             failed += 1
-        if options.together is not None:
+        if options.together is not None or options.disaggregate is not None:
             cases = [case for case in cases if case.kind not in REPLAYS]
         problems = (
-            replay_each(cases) if options.together is None else replay_together(cases, options.together)
+            replay_each(cases, mode.start)
+            if options.together is None
+            else replay_together(cases, options.together, mode.start)
         )
         for case, problem in problems:
+            if problem is not None and problem.startswith(REFUSED):
+                print(f"REFUSED {case.name}: {problem.removeprefix(REFUSED)}", flush=True)
+                continue
             passed, failed = passed + (problem is None), failed + (problem is not None)
             print(f"PASS {case.name}" if problem is None else f"FAIL {case.name}: {problem}", flush=True)
+    for line in mode.summary():
+        print(line)
     print(f"{passed} passed, {failed} failed, 0 skipped")
     return 1 if failed else 0
 
 
-def replay_each(cases: list[Case]) -> Iterator[tuple[Case, str | None]]:
+def replay_each(cases: list[Case], start: Start) -> Iterator[tuple[Case, str | None]]:
     """Replay each case alone; yield what differs, or None."""
     for case in cases:
-        yield case, _problem(lambda case=case: _replay(case))  # type: ignore[misc]
+        yield case, _problem(lambda case=case: _replay(case, start))  # type: ignore[misc]
 
 
-def _replay(case: Case) -> None:
+def _replay(case: Case, start: Start) -> None:
     if case.kind in REPLAYS:
         REPLAYS[case.kind](case)
     elif case.kind in PLANS:
         planned = PLANS[case.kind](case)
-        planned.verify(run(load_for(planned.checkpoint), planned.asked))
+        planned.verify(run(load_for(planned.checkpoint), planned.asked, start=start))
     else:
         raise Mismatch(f"unknown kind {case.kind!r}")
 
 
-def replay_together(cases: list[Case], seed: int) -> Iterator[tuple[Case, str | None]]:
+def replay_together(cases: list[Case], seed: int, start: Start) -> Iterator[tuple[Case, str | None]]:
     """Submit all cases of a checkpoint to one engine at random times; yield what differs, or None."""
     by_checkpoint: dict[Path, list[tuple[Case, Planned]]] = {}
     for case in cases:
@@ -134,7 +165,12 @@ def replay_together(cases: list[Case], seed: int) -> Iterator[tuple[Case, str | 
         by_checkpoint.setdefault(planned.checkpoint.path, []).append((case, planned))
     for members in by_checkpoint.values():
         loaded = load_for(joint_checkpoint([planned.checkpoint for _, planned in members]))
-        recordings = iter(run(loaded, [asked for _, planned in members for asked in planned.asked], seed))
+        asked = [each for _, planned in members for each in planned.asked]
+        try:
+            recordings = iter(run(loaded, asked, seed, start=start))
+        except disaggregated.Refused as error:
+            yield from ((case, f"{REFUSED}{error}") for case, _ in members)
+            continue
         for case, planned in members:
             own = [next(recordings) for _ in planned.asked]
             yield case, _problem(lambda planned=planned, own=own: planned.verify(own))  # type: ignore[misc]
@@ -144,6 +180,8 @@ def _problem(act: Callable[[], None]) -> str | None:
     """Run something; return what went wrong, or None."""
     try:
         act()
+    except disaggregated.Refused as error:
+        return f"{REFUSED}{error}"
     except (AssertionError, SfumatoError) as error:
         return f"{type(error).__name__}: {error}"
     except Exception:  # one broken case must not hide the results of the others
@@ -160,6 +198,13 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--together", type=int, metavar="SEED", help="all cases of a checkpoint in one engine at random times"
+    )
+    parser.add_argument(
+        "--disaggregate",
+        nargs="?",
+        const="in-process",
+        choices=disaggregated.TRANSPORTS,
+        help="prefill in a second engine: in this process, or in one of its own over sockets or NIXL",
     )
     parser.add_argument(
         "--supported", action="store_true", help="replay what supported.txt lists, below each given folder"

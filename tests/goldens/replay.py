@@ -169,9 +169,24 @@ class RecordingWalk:
         return self._inner.settle(canvas, decision, chosen)
 
 
-def run(loaded: Loaded, asked: list[Asked], seed: int | None = None) -> list[Recording]:
-    """Run all requests in one engine: all at once, or at random times that the seed decides."""
-    engine = Engine.from_loaded(loaded)
+Start = Callable[[Loaded], Engine]
+
+
+def run(
+    loaded: Loaded, asked: list[Asked], seed: int | None = None, *, start: Start = Engine.from_loaded
+) -> list[Recording]:
+    """Run all requests in one engine: all at once, or at random times that the seed decides.
+
+    start: makes the engine; the modes in which it runs are its own.
+    """
+    engine = start(loaded)
+    try:
+        return _run(engine, asked, seed)
+    finally:
+        engine.close()
+
+
+def _run(engine: Engine, asked: list[Asked], seed: int | None) -> list[Recording]:
     recordings = [Recording() for _ in asked]
     by_id: dict[str, Recording] = {}
     make_work = engine.loop.make_work
@@ -188,7 +203,15 @@ def run(loaded: Loaded, asked: list[Asked], seed: int | None = None) -> list[Rec
             recording.num_encoded += 1
             note(row)
 
+        arrive = work.arrive
+
+        def count_arrival(cached_len: int, nfe: int) -> None:
+            # Keys that a peer sent and their ragged rest, which is fed here, were one encoding.
+            recording.num_encoded += bool(nfe) and cached_len == work.canvas.block_start
+            arrive(cached_len, nfe)
+
         work.context.note = count  # type: ignore[method-assign]
+        work.arrive = count_arrival  # type: ignore[method-assign]
         return work
 
     engine.loop.make_work = keep_work

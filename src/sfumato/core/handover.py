@@ -31,12 +31,15 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
     kv_shapes: tuple[tuple[int, int], ...]
     transport: str = "sockets"
 
-    def difference(self, other: Layout) -> str | None:
-        """Name the first field that differs, with both values; None where all agree."""
-        for name in self.__struct_fields__:
-            own, theirs = getattr(self, name), getattr(other, name)
-            if own != theirs:
-                return f"{name} is {_short(own)} here and {_short(theirs)} there"
+    def difference(self, denoise: Layout) -> str | None:
+        """Name the first field of a prefill engine's layout that a denoise engine's differs in, or None."""
+        theirs = msgspec.structs.asdict(denoise)
+        for name, own in msgspec.structs.asdict(self).items():
+            if own != theirs[name]:
+                return (
+                    f"the engines do not fit: {name} is {_short(own)} on the prefill side "
+                    f"and {_short(theirs[name])} on the denoise side"
+                )
         return None
 
 

@@ -178,7 +178,7 @@ def _objection(secret: bytes, nonce: str, theirs: _Greeting, layout: Layout) -> 
         difference = layout.difference(msgspec.json.decode(theirs.layout, type=Layout))
     except msgspec.MsgspecError as error:
         return f"a layout that cannot be read: {error}"
-    return "" if difference is None else f"the prefill engine does not fit: {difference}"
+    return difference or ""
 
 
 def _proof(secret: bytes, purpose: str, challenge: str, said: _Greeting) -> str:

@@ -87,9 +87,9 @@ def connect(
     make_link: type[InProcessLink] = InProcessLink,
 ) -> tuple[InProcessLink, InProcessLink]:
     """Let one engine ask the other; return each one's link. Raises PeerRefused naming the difference."""
-    difference = denoise.layout.difference(prefill.layout)
+    difference = prefill.layout.difference(denoise.layout)
     if difference is not None:
-        raise PeerRefused(f"the prefill engine does not fit: {difference}")
+        raise PeerRefused(difference)
     asking = make_link("prefill", denoise.carrier)
     asked = make_link("denoise", prefill.carrier)
     asking.join(asked, denoise.mailbox)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from sfumato.config import EngineConfig
 from sfumato.engine.client import EngineClient
+from sfumato.engine.peer_config import PeerConfig
+from sfumato.engine.pools import Pools, PoolSizes
 from sfumato.engine.wire import Loading
 from sfumato.errors import ConfigError
 from sfumato.serve.registry import Registry, ServedModel
@@ -21,10 +23,23 @@ ProgressCallback = Callable[[str, Loading], None]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One engine to start; name: what clients call it, None for the checkpoint's own name."""
+    """One model to start; name: what clients call it, None for the checkpoint's own name.
+
+    pools: prefill and denoise engines for it; None: one engine.
+    """
 
     config: EngineConfig
     name: str | None = None
+    pools: PoolSizes | None = None
+
+    @property
+    def num_engines(self) -> int:
+        """Return how many processes it takes."""
+        return 1 if self.pools is None else self.pools.num_engines
+
+    def with_peers(self, peering: PeerConfig, pools: PoolSizes | None) -> Planned:
+        """Return the same model with its part in prefill and denoise apart."""
+        return replace(self, config=msgspec.structs.replace(self.config, peering=peering), pools=pools)
 
     @property
     def label(self) -> str:
@@ -34,7 +49,7 @@ class Planned:
 
 def share_out(planned: Sequence[Planned], *, kv_memory: int | None, num_threads: int | None) -> list[Planned]:
     """Divide KV memory (bytes) and CPU threads among engines; what one asks for itself stands."""
-    count = len(planned)
+    count = sum(each.num_engines for each in planned)
     if kv_memory is not None:
         kv_memory //= count
     if num_threads is not None:
@@ -49,7 +64,7 @@ def share_out(planned: Sequence[Planned], *, kv_memory: int | None, num_threads:
             memory_share=each.config.memory_share / count,
             num_threads=num_threads if each.config.num_threads is None else each.config.num_threads,
         )
-        shared.append(Planned(config, each.name))
+        shared.append(replace(each, config=config))
     return shared
 
 
@@ -78,7 +93,12 @@ async def start_models(planned: Sequence[Planned], on_progress: ProgressCallback
 
 
 async def _start(planned: Planned, on_progress: ProgressCallback) -> ServedModel:
-    client = await EngineClient.start(planned.config, lambda loading: on_progress(planned.label, loading))
+    on_loading = lambda loading: on_progress(planned.label, loading)
+    client: EngineClient | Pools
+    if planned.pools is None:
+        client = await EngineClient.start(planned.config, on_loading)
+    else:
+        client = await Pools.start(planned.config, planned.pools, on_loading)
     try:
         return ServedModel(planned.name or client.info.name, client)
     except BaseException:

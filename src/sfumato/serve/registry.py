@@ -15,6 +15,7 @@ import msgspec
 import sfumato
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.client import EngineClient
+from sfumato.engine.pools import Pools
 from sfumato.errors import RequestError
 from sfumato.serve.errors import ApiError
 from sfumato.text.tokenizer import Tokenizer
@@ -29,7 +30,7 @@ class ServedModel:
     tokenizer, which is not safe to share while it encodes, is never entered twice.
     """
 
-    def __init__(self, name: str, client: EngineClient) -> None:
+    def __init__(self, name: str, client: EngineClient | Pools) -> None:
         info = client.info
         self.name = name
         self.client = client
@@ -122,7 +123,7 @@ class Registry:
         return next(iter(self.models.values())) if name is None else self.find(name)
 
 
-def _digest(client: EngineClient) -> str:
+def _digest(client: EngineClient | Pools) -> str:
     """Return a short stable name for what decides this model's answers."""
     info = client.info
     content = msgspec.json.encode([info.name, info.traits, info.num_parameters, info.dtype, info.device])
