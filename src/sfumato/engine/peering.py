@@ -156,7 +156,7 @@ def _open(config: PeerConfig, layout: Layout, copy: KVPages, store: KVStore) -> 
     assert config.secret is not None
     endpoint = SocketEndpoint(
         layout,
-        _carrier(config, copy, store),
+        _carrier(config, copy, store, layout.page_size),
         secret=config.secret.encode(),
         silence_seconds=config.silence_seconds,
     )
@@ -171,5 +171,10 @@ def _open(config: PeerConfig, layout: Layout, copy: KVPages, store: KVStore) -> 
     return endpoint
 
 
-def _carrier(config: PeerConfig, copy: KVPages, store: KVStore) -> Carrier:
-    return CopyCarrier(copy)
+def _carrier(config: PeerConfig, copy: KVPages, store: KVStore, page_size: int) -> Carrier:
+    if config.transport == "sockets":
+        return CopyCarrier(copy)
+    # An extra, imported where it is asked for.
+    from sfumato.parallel.nixl import NixlCarrier
+
+    return NixlCarrier(store, page_size)

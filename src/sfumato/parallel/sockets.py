@@ -70,7 +70,8 @@ class SocketLink:
         try:
             payload = self._carrier.push(self._carrier_peer, pages, peer_pages)
         except OSError:
-            # The connection ends with it: the peer takes what has come and goes on without us.
+            # The connection ends with it, and the peer may then take its pages back: no write comes after.
+            self._carrier.detach(self._carrier_peer)
             self._connection.shut()
             return
         self._queue.put((blocks, payload))
