@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import signal
 import time
@@ -99,10 +100,21 @@ def expected(local: Engine, prompts: dict[str, list[int]]) -> dict[str, list[int
     return {name: choice.token_ids for name, choice in zip(prompts, choices, strict=True)}
 
 
+# `make test-all` installs it; no run may pass it over silently there.
+NIXL = pytest.param(
+    "nixl",
+    marks=[
+        pytest.mark.slow,
+        pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="sfumato[nixl] is not installed"),
+    ],
+)
+
+
+@pytest.mark.parametrize("transport", ["sockets", NIXL])
 @pytest.mark.parametrize("num_prefill", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_pools_answer_as_one_engine_does(local: Engine, num_prefill: int) -> None:
+def test_pools_answer_as_one_engine_does(local: Engine, num_prefill: int, transport: str) -> None:
     async def serve() -> None:
-        async with pools(num_prefill) as (denoise, prefills):
+        async with pools(num_prefill, transport=transport) as (denoise, prefills):
             turns, theirs = watch(denoise), [watch(prefill) for prefill in prefills]
             assert await answers(denoise, PROMPTS) == expected(local, PROMPTS)
             assert num_steps(turns, "prefill") == 0
@@ -125,9 +137,13 @@ TINY_STEPS = Limits(max_prefill_tokens=4)
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, pytest.param(signal.SIGSTOP, marks=pytest.mark.slow)])
-def test_a_prefill_process_that_stops_in_the_middle(local: Engine, number: signal.Signals) -> None:
+@pytest.mark.parametrize("transport", ["sockets", NIXL])
+def test_a_prefill_process_that_stops_in_the_middle(
+    local: Engine, number: signal.Signals, transport: str
+) -> None:
     async def serve() -> None:
-        async with pools(1, limits=TINY_STEPS, silence_seconds=1.0) as (denoise, (prefill,)):
+        pair = pools(1, limits=TINY_STEPS, silence_seconds=1.0, transport=transport)
+        async with pair as (denoise, (prefill,)):
             turns, theirs = watch(denoise), watch(prefill)
             asked = asyncio.create_task(answers(denoise, LONG))
             while num_steps(theirs, "prefill") < 5:

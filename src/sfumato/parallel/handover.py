@@ -119,6 +119,10 @@ class Carrier(Protocol):
         """Forget a peer that has gone."""
         ...
 
+    def close(self) -> None:
+        """Give everything back."""
+        ...
+
 
 class KVPages:
     """Copies pages of a store to bytes and back: per layer keys, then values, [T, K, D] each.
@@ -196,6 +200,9 @@ class CopyCarrier:
         return self._pages.pack(pages)
 
     def detach(self, peer: str) -> None:
+        """Nothing is held."""
+
+    def close(self) -> None:
         """Nothing is held."""
 
 

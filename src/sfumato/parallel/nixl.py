@@ -26,6 +26,7 @@ from sfumato.models.batch import KVStore
 # A peer that does not take a write for so long has stopped; the loop waits no longer for it.
 _TRANSFER_SECONDS = 5.0
 _POLL_SECONDS = 0.0001
+_PROGRESS_SECONDS = 0.001
 
 
 class _Memory(msgspec.Struct, frozen=True, kw_only=True):
@@ -60,7 +61,10 @@ class NixlCarrier:
     def __init__(self, store: KVStore, page_size: int) -> None:
         api = _import()
         # Links are made in threads of their own while the loop writes.
-        config = api.nixl_agent_config(sync_mode=api.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT)
+        # NIXL's own progress thread never sleeps: on a CPU it takes a core from the forwards.
+        config = api.nixl_agent_config(
+            enable_prog_thread=False, sync_mode=api.nixl_thread_sync_t.NIXL_THREAD_SYNC_STRICT
+        )
         self._agent: Any = api.nixl_agent(f"sfumato-{secrets.token_hex(8)}", config)
         tensors = [tensor for pair in zip(store.keys, store.values, strict=True) for tensor in pair]
         self._registered = self._agent.register_memory(tensors)
@@ -74,6 +78,9 @@ class NixlCarrier:
         )
         self._lock = threading.Lock()
         self._peers: dict[str, _Peer] = {}
+        self._is_closing = threading.Event()
+        self._progress = threading.Thread(target=self._make_progress, name="nixl", daemon=True)
+        self._progress.start()
 
     def describe(self) -> bytes:
         """Return this engine's agent and where its pages lie."""
@@ -138,6 +145,20 @@ class NixlCarrier:
             # It may have gone first.
             with contextlib.suppress(Exception):
                 self._agent.remove_remote_agent(found.name)
+
+    def close(self) -> None:
+        """Let the memory go."""
+        self._is_closing.set()
+        self._progress.join()
+        for peer in list(self._peers):
+            self.detach(peer)
+        self._agent.deregister_memory(self._registered)
+
+    def _make_progress(self) -> None:
+        """Let peers write here where that takes a hand of ours, as connecting does, and TCP always."""
+        while not self._is_closing.wait(_PROGRESS_SECONDS):
+            if self._peers:
+                self._agent.get_new_notifs()
 
 
 def _import() -> Any:

@@ -199,6 +199,7 @@ class SocketEndpoint:
         end = time.monotonic() + _JOIN_SECONDS
         for thread in threads:
             thread.join(max(0.0, end - time.monotonic()))
+        self._carrier.close()
         self.mailbox.close()
 
     def _start(self, work: Callable[[], None], name: str) -> None:
