@@ -90,7 +90,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     warnings.filterwarnings("ignore", category=FutureWarning)
-    table = Table(title=f"engine / peer on the same weights, {options.threads} thread(s), medians of {options.pairs} pairs")
+    ending = f"{options.threads} thread(s), medians of {options.pairs} pairs"
+    table = Table(title=f"engine / peer on the same weights, {ending}")
     headings = ("peer", "requests", "peer tok/s", "engine tok/s", "ratio", "served tok/s", "ratio")
     for heading in headings:
         table.add_column(heading, justify="right")

@@ -131,6 +131,7 @@ class Harness:
     limits: Limits = field(default_factory=Limits)
     num_pages: int = 256
     page_size: int = BLOCK
+    depth: int = 0
     traits: ModelTraits = field(default_factory=make_traits)
     model: TableModel = field(default_factory=TableModel)
     peering: Peering | None = None
@@ -156,6 +157,7 @@ class Harness:
             num_pages=self.num_pages,
             limits=self.limits,
             chunk_bytes=1 << 20,
+            depth=self.depth,
             peering=self.peering,
             clock=self.clock,
         )
@@ -221,7 +223,10 @@ class Harness:
         """Laws 2, 3 and 4: pinned tokens stay, pages add up, and so do requests."""
         self.loop.scheduler.check()
         assert len(self.loop.live) == self.loop.num_accepted - self.loop.num_ended
-        held = sum(len(request.lease.pages) for request in self.loop.live.values() if request.lease)
+        # An ended request keeps its pages while a launch of it is in flight.
+        leaving = [request for lane in self.loop.lanes for request in lane.requests()]
+        holders = {id(request): request for request in (*self.loop.live.values(), *leaving)}
+        held = sum(len(request.lease.pages) for request in holders.values() if request.lease)
         held += self.num_draining()
         pool = self.loop.scheduler._pages.pool
         assert pool.num_free + pool.num_leased + pool.num_cached == pool.num_pages

@@ -109,6 +109,7 @@ class Pools:
     num_pages: int = 256
     num_prefill_pages: int = 256
     link: type[InProcessLink] = InProcessLink
+    depth: int = 0
 
     def __post_init__(self) -> None:
         self.denoise = self._engine("denoise", self.limits, self.num_pages)
@@ -133,7 +134,7 @@ class Pools:
             num_pages=num_pages,
             prefill_seconds=TIMEOUT,
         )
-        return PeeredHarness(limits=limits, num_pages=num_pages, peering=peering)
+        return PeeredHarness(limits=limits, num_pages=num_pages, peering=peering, depth=self.depth)
 
     def _endpoint(self, engine: PeeredHarness) -> InProcessEndpoint:
         return cast(InProcessEndpoint, engine.peers.endpoint)

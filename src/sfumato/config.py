@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from sfumato.models.folder import Overrides
 
 
+# Fields that are called otherwise on the command line.
+_OPTIONS = {"num_replicas": "data-parallel", "num_threads": "threads"}
+OVERLAPS = ("auto", "on", "off")
+
+
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that an engine process is started with.
 
@@ -23,6 +28,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     None takes what max_running_requests whole contexts need, within a share of the memory. page_size: tokens
     per page; None: the model's block length. num_threads: CPU threads of the forward; None: torch decides.
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
+    overlap: "on" launches a step while the one before runs, "auto" where that was measured to be faster.
+    num_replicas, replica: engines that serve this model on this machine, and which of them this one is.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
     peering: which rows run here, and which peers run the others.
     """
@@ -41,6 +48,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     eot_token_id: int | None = None
     block_length: int | None = None
     context_length: int | None = None
+    overlap: str = "auto"
+    num_replicas: int = 1
+    replica: int = 0
     limits: Limits = Limits()
     peering: PeerConfig = PeerConfig()
 
@@ -60,10 +70,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         """Raise ConfigError naming the option."""
         self.limits.check()
         self.peering.check()
-        for name in ("kv_memory", "page_size", "num_threads", "max_chunk_bytes"):
+        for name in ("kv_memory", "page_size", "num_threads", "max_chunk_bytes", "num_replicas"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ConfigError(f"--{name.replace('_', '-')} {value} must be at least 1")
+                raise ConfigError(
+                    f"--{_OPTIONS.get(name, name).replace('_', '-')} {value} must be at least 1"
+                )
+        if self.overlap not in OVERLAPS:
+            raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
         if self.parameters and self.algorithm is None:
             raise ConfigError(f"--algorithm-parameters {self.parameters} need --algorithm")
 

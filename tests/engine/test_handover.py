@@ -30,9 +30,9 @@ from tests.handover_fakes import LAYOUT, TIMEOUT, HeldLink, Pools, UnreliableLin
 PROMPTS = {"a": 33, "b": 6, "c": 3, "d": 17, "e": 40}
 
 
-@pytest.fixture
-def pools() -> Iterator[Pools]:
-    made = Pools(link=HeldLink)
+@pytest.fixture(params=[0, 1], ids=["depth0", "depth1"])
+def pools(request: pytest.FixtureRequest) -> Iterator[Pools]:
+    made = Pools(link=HeldLink, depth=request.param)
     yield made
     made.close()
 
@@ -92,7 +92,7 @@ def test_blocks_travel_while_later_ones_are_still_being_prefilled() -> None:
     pools = Pools(prefill_limits=Limits(max_prefill_tokens=8), link=HeldLink)
     submit(pools.denoise, "a", 41)
     pools.run_until(lambda: pools.denoise.peers.fetching.counts.tokens > 0)
-    assert 0 < pools.denoise.work("a").cached_len() < 40
+    assert 0 < pools.denoise.loop.live["a"].standing.cached_len < 40
     assert pools.denoise.loop.live["a"].status is Status.AWAY
     assert pools.prefill.loop.live
     pools.run()
@@ -199,7 +199,7 @@ def stages(pools: Pools) -> dict[str, bool]:
         "waiting": request is None,
         "asked": is_away and not pools.prefill.loop.live,
         "prefilling": is_away and bool(pools.prefill.loop.live),
-        "some blocks here": is_away and pools.denoise.work("a").cached_len() > 0,
+        "some blocks here": is_away and pools.denoise.loop.live["a"].standing.cached_len > 0,
         "all sent": pools.prefill.peers.filling.counts.sent == 1,
         "denoising": request is not None and not is_away and pools.denoise.peers.fetching.counts.arrived == 1,
     }
@@ -466,7 +466,9 @@ def test_a_transport_that_delays_drops_and_doubles(seed: int) -> None:
         drop, double, max_delay = rng.choice((0.0, 0.1, 0.4)), 0.3, rng.choice((0, 2, 5))
 
     Link.rng = rng
-    pools = Pools(num_prefill=1 + seed % 2, link=Link, prefill_limits=Limits(max_prefill_tokens=8))
+    pools = Pools(
+        num_prefill=1 + seed % 2, link=Link, depth=seed // 3, prefill_limits=Limits(max_prefill_tokens=8)
+    )
     lengths = {f"r{index}": rng.randint(1, 60) for index in range(20)}
     aborted = set(rng.sample(sorted(lengths), 4))
     waiting = sorted(lengths)
@@ -493,7 +495,7 @@ def test_a_transport_that_delays_drops_and_doubles(seed: int) -> None:
 
 @pytest.mark.parametrize("num_pages", [24, 40])
 def test_retractions_and_hand_overs_in_a_small_pool(num_pages: int) -> None:
-    pools = Pools(num_pages=num_pages, num_prefill_pages=24)
+    pools = Pools(num_pages=num_pages, num_prefill_pages=24, depth=int(num_pages > 30))
     lengths = {f"r{index}": 5 + 7 * index % 40 for index in range(12)}
     for name, length in lengths.items():
         pools.denoise.submit(name, length, max_tokens=30)

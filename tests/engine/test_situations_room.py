@@ -126,11 +126,14 @@ def _random_operation(harness: Harness, rng: random.Random, counter: list[int]) 
         harness.step()
 
 
+@pytest.mark.parametrize("depth", [0, 1])
 @pytest.mark.parametrize("policy", ["separate", "mixed"])
-def test_30_ten_thousand_random_operations_keep_every_page_and_request(policy: str) -> None:
+def test_30_ten_thousand_random_operations_keep_every_page_and_request(policy: str, depth: int) -> None:
     rng = random.Random(30)
     harness = Harness(
-        num_pages=24, limits=Limits(max_running_requests=6, policy=policy, max_prefill_tokens=8)
+        num_pages=24,
+        limits=Limits(max_running_requests=6, policy=policy, max_prefill_tokens=8),
+        depth=depth,
     )
     counter = [0]
     for _ in range(5000):
@@ -316,12 +319,13 @@ def test_36_an_idle_loop_blocks_and_wakes_on_a_message() -> None:
     num_pages=st.integers(8, 20),
     policy=st.sampled_from(["separate", "mixed"]),
     order=st.sampled_from(["fair", "shortest"]),
+    depth=st.sampled_from([0, 1]),
 )
 def test_laws_1_to_4_hold_for_random_histories(
-    asks: list[tuple[int, int, float, int, int]], num_pages: int, policy: str, order: str
+    asks: list[tuple[int, int, float, int, int]], num_pages: int, policy: str, order: str, depth: int
 ) -> None:
     limits = Limits(max_running_requests=3, policy=policy, order=order)
-    harness = Harness(num_pages=num_pages, limits=limits)
+    harness = Harness(num_pages=num_pages, limits=limits, depth=depth)
 
     def submit(target: Harness, index: int) -> None:
         prompt_len, max_tokens, threshold, priority, _ = asks[index]

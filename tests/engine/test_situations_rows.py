@@ -64,7 +64,7 @@ def test_03_a_denoising_request_runs_at_least_every_kth_step(every: int) -> None
     harness.step()
     harness.submit("L", 41)
     without = 0
-    while "L" in harness.loop.live and harness.work("L").phase().value == PREFILL:
+    while "L" in harness.loop.live and harness.work("L").standing("L").phase.value == PREFILL:
         without = 0 if "C" in rows(harness.step()) else without + 1
         assert without < every
 

@@ -29,7 +29,7 @@ from tests.goldens import (
     steps,
 )
 from tests.goldens.cases import Case, find_cases
-from tests.goldens.replay import Mismatch, Planned, Start, joint_checkpoint, load_for, run
+from tests.goldens.replay import Mismatch, Mode, Planned, joint_checkpoint, load_for, run
 
 # Cases that go through a model or an algorithm directly.
 REPLAYS: dict[str, Callable[[Case], None]] = {
@@ -103,15 +103,15 @@ def main(arguments: list[str] | None = None) -> int:
     if not selections:
         print("no folder given")
         return 2
-    mode = disaggregated.mode_of(options.disaggregate)
-    try:
-        return _replay_all(selections, options, mode)
-    finally:
-        mode.close()
+    with disaggregated.starting(options.disaggregate) as (start, summary):
+        return _replay_all(selections, options, Mode(overlap=options.overlap, start=start), summary)
 
 
 def _replay_all(
-    selections: list[tuple[Path, set[str], str]], options: argparse.Namespace, mode: disaggregated.Mode
+    selections: list[tuple[Path, set[str], str]],
+    options: argparse.Namespace,
+    mode: Mode,
+    summary: Callable[[], list[str]],
 ) -> int:
     passed = failed = 0
     for folder, kinds, checkpoints in selections:
@@ -122,9 +122,9 @@ def _replay_all(
         if options.together is not None or options.disaggregate is not None:
             cases = [case for case in cases if case.kind not in REPLAYS]
         problems = (
-            replay_each(cases, mode.start)
+            replay_each(cases, mode)
             if options.together is None
-            else replay_together(cases, options.together, mode.start)
+            else replay_together(cases, options.together, mode)
         )
         for case, problem in problems:
             if problem is not None and problem.startswith(REFUSED):
@@ -132,29 +132,29 @@ def _replay_all(
                 continue
             passed, failed = passed + (problem is None), failed + (problem is not None)
             print(f"PASS {case.name}" if problem is None else f"FAIL {case.name}: {problem}", flush=True)
-    for line in mode.summary():
+    for line in summary():
         print(line)
     print(f"{passed} passed, {failed} failed, 0 skipped")
     return 1 if failed else 0
 
 
-def replay_each(cases: list[Case], start: Start) -> Iterator[tuple[Case, str | None]]:
+def replay_each(cases: list[Case], mode: Mode) -> Iterator[tuple[Case, str | None]]:
     """Replay each case alone; yield what differs, or None."""
     for case in cases:
-        yield case, _problem(lambda case=case: _replay(case, start))  # type: ignore[misc]
+        yield case, _problem(lambda case=case: _replay(case, mode))  # type: ignore[misc]
 
 
-def _replay(case: Case, start: Start) -> None:
+def _replay(case: Case, mode: Mode) -> None:
     if case.kind in REPLAYS:
         REPLAYS[case.kind](case)
     elif case.kind in PLANS:
         planned = PLANS[case.kind](case)
-        planned.verify(run(load_for(planned.checkpoint), planned.asked, start=start))
+        planned.verify(run(load_for(planned.checkpoint), planned.asked, mode=mode))
     else:
         raise Mismatch(f"unknown kind {case.kind!r}")
 
 
-def replay_together(cases: list[Case], seed: int, start: Start) -> Iterator[tuple[Case, str | None]]:
+def replay_together(cases: list[Case], seed: int, mode: Mode) -> Iterator[tuple[Case, str | None]]:
     """Submit all cases of a checkpoint to one engine at random times; yield what differs, or None."""
     by_checkpoint: dict[Path, list[tuple[Case, Planned]]] = {}
     for case in cases:
@@ -165,9 +165,9 @@ def replay_together(cases: list[Case], seed: int, start: Start) -> Iterator[tupl
         by_checkpoint.setdefault(planned.checkpoint.path, []).append((case, planned))
     for members in by_checkpoint.values():
         loaded = load_for(joint_checkpoint([planned.checkpoint for _, planned in members]))
-        asked = [each for _, planned in members for each in planned.asked]
+        asked = [asked for _, planned in members for asked in planned.asked]
         try:
-            recordings = iter(run(loaded, asked, seed, start=start))
+            recordings = iter(run(loaded, asked, seed, mode))
         except disaggregated.Refused as error:
             yield from ((case, f"{REFUSED}{error}") for case, _ in members)
             continue
@@ -199,6 +199,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--together", type=int, metavar="SEED", help="all cases of a checkpoint in one engine at random times"
     )
+    parser.add_argument("--overlap", action="store_true", help="launch a step while the one before runs")
     parser.add_argument(
         "--disaggregate",
         nargs="?",

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Protocol
 
 import msgspec
 
@@ -22,7 +23,8 @@ from sfumato.engine.peers import Peers
 from sfumato.errors import ConfigError
 from sfumato.parallel.handover import CopyCarrier, KVPages
 from sfumato.parallel.in_process import InProcessEndpoint, connect
-from tests.goldens.replay import Start
+
+Start = Callable[[Loaded], Engine]
 
 TRANSPORTS = ("in-process", "sockets", "nixl")
 _SECRET = "goldens"
@@ -32,35 +34,20 @@ class Refused(Exception):
     """A mode cannot run a model, and says why."""
 
 
-class Mode(Protocol):
-    """How the engine of a replay is started."""
-
-    @property
-    def start(self) -> Start: ...
-
-    def summary(self) -> list[str]: ...
-
-    def close(self) -> None: ...
-
-
-class Plain:
-    """One engine."""
-
-    start = staticmethod(Engine.from_loaded)
-
-    def summary(self) -> list[str]:
-        """Nothing to say."""
-        return []
-
-    def close(self) -> None:
-        """Nothing is open."""
-
-
-def mode_of(transport: str | None) -> Mode:
-    """Return the mode of a replay."""
+@contextmanager
+def starting(transport: str | None) -> Iterator[tuple[Start, Callable[[], list[str]]]]:
+    """Yield what starts the engine of a replay, and what there is to say of all of them at the end."""
     if transport is None:
-        return Plain()
-    return InProcess() if transport == "in-process" else TwoProcesses(transport)
+        yield Engine.from_loaded, list
+    elif transport == "in-process":
+        counts = Counts()
+        yield lambda loaded: start_both(loaded, counts), counts.lines
+    else:
+        processes = TwoProcesses(transport)
+        try:
+            yield processes.start, processes.counts.lines
+        finally:
+            processes.close()
 
 
 @dataclass
@@ -107,7 +94,7 @@ class DisaggregatedEngine(Engine):
         def checked(live: dict[str, Request]):  # type: ignore[no-untyped-def]
             made = plan(live)
             for row in made.rows:
-                size = live[row.request_id].work.block_length
+                size = live[row.request_id].standing.block_length
                 is_whole = row.end - row.start >= size
                 assert row.kind is not RowKind.PREFILL or not is_whole, f"prefilled here: {row}"
             return made
@@ -126,41 +113,26 @@ class DisaggregatedEngine(Engine):
         assert counts.asked == counts.arrived
 
 
-def _as_denoise(loaded: Loaded, peering: PeerConfig) -> Loaded:
+def _with(loaded: Loaded, peering: PeerConfig) -> Loaded:
     return dataclasses.replace(loaded, config=msgspec.structs.replace(loaded.config, peering=peering))
 
 
-class InProcess:
-    """Both engines in this process."""
+def start_both(loaded: Loaded, counts: Counts) -> Engine:
+    """Start both engines in this process. Raises Refused."""
+    endpoints: list[InProcessEndpoint] = []
 
-    def __init__(self) -> None:
-        self.counts = Counts()
+    def make(layout: Layout, pages: KVPages) -> InProcessEndpoint:
+        endpoints.append(InProcessEndpoint(layout, CopyCarrier(pages)))
+        return endpoints[-1]
 
-    def start(self, loaded: Loaded) -> Engine:
-        """Start both. Raises Refused."""
-        endpoints: list[InProcessEndpoint] = []
-
-        def make(layout: Layout, pages: KVPages) -> InProcessEndpoint:
-            endpoints.append(InProcessEndpoint(layout, CopyCarrier(pages)))
-            return endpoints[-1]
-
-        try:
-            prefill = Engine.from_loaded(_as_denoise(loaded, PeerConfig(role="prefill")), make_endpoint=make)
-        except ConfigError as error:
-            raise Refused(str(error)) from error
-        engine = DisaggregatedEngine.from_loaded(
-            _as_denoise(loaded, PeerConfig(role="denoise")), make_endpoint=make
-        )
-        assert isinstance(engine, DisaggregatedEngine)
-        connect(endpoints[1], endpoints[0])
-        return _ready(engine, prefill, self.counts)
-
-    def summary(self) -> list[str]:
-        """Say how much was handed over."""
-        return self.counts.lines()
-
-    def close(self) -> None:
-        """Nothing is open."""
+    try:
+        prefill = Engine.from_loaded(_with(loaded, PeerConfig(role="prefill")), make_endpoint=make)
+    except ConfigError as error:
+        raise Refused(str(error)) from error
+    engine = DisaggregatedEngine.from_loaded(_with(loaded, PeerConfig(role="denoise")), make_endpoint=make)
+    assert isinstance(engine, DisaggregatedEngine)
+    connect(endpoints[1], endpoints[0])
+    return _ready(engine, prefill, counts)
 
 
 def _ready(engine: DisaggregatedEngine, prefill: Engine | None, counts: Counts) -> Engine:
@@ -191,7 +163,7 @@ class TwoProcesses:
         peering = PeerConfig(
             role="denoise", peers=(client.info.peer_address or "",), secret=_SECRET, transport=self.transport
         )
-        engine = DisaggregatedEngine.from_loaded(_as_denoise(loaded, peering))
+        engine = DisaggregatedEngine.from_loaded(_with(loaded, peering))
         assert isinstance(engine, DisaggregatedEngine)
         return _ready(engine, None, self.counts)
 
@@ -204,10 +176,6 @@ class TwoProcesses:
             config = msgspec.structs.replace(config, peering=peering, num_threads=1)
             self._clients[key] = self._runner.run(EngineClient.start(config))
         return self._clients[key]
-
-    def summary(self) -> list[str]:
-        """Say how much was handed over."""
-        return self.counts.lines()
 
     def close(self) -> None:
         """End every process."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
@@ -169,17 +170,22 @@ class RecordingWalk:
         return self._inner.settle(canvas, decision, chosen)
 
 
-Start = Callable[[Loaded], Engine]
+@dataclass(frozen=True)
+class Mode:
+    """How an engine runs the cases; the tokens and the counts may not depend on it.
+
+    start: makes it of what was loaded.
+    """
+
+    overlap: bool = False
+    start: Callable[[Loaded], Engine] = Engine.from_loaded
 
 
 def run(
-    loaded: Loaded, asked: list[Asked], seed: int | None = None, *, start: Start = Engine.from_loaded
+    loaded: Loaded, asked: list[Asked], seed: int | None = None, mode: Mode | None = None
 ) -> list[Recording]:
-    """Run all requests in one engine: all at once, or at random times that the seed decides.
-
-    start: makes the engine; the modes in which it runs are its own.
-    """
-    engine = start(loaded)
+    """Run all requests in one engine: all at once, or at random times that the seed decides."""
+    engine = _engine(loaded, mode or Mode())
     try:
         return _run(engine, asked, seed)
     finally:
@@ -235,6 +241,11 @@ def _run(engine: Engine, asked: list[Asked], seed: int | None) -> list[Recording
                     raise Mismatch(output.error)
         engine.loop.scheduler.check()
     return recordings
+
+
+def _engine(loaded: Loaded, mode: Mode) -> Engine:
+    config = msgspec.structs.replace(loaded.config, overlap="on" if mode.overlap else "off")
+    return mode.start(replace(loaded, config=config))
 
 
 def expect_equal(what: str, found: object, expected: object) -> None:

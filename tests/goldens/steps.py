@@ -137,10 +137,11 @@ class Bench:
         rows: list[Row] = []
         live: dict[str, Request] = {}
         for index in active:
-            (row,) = self.works[index].rows(str(index), 1 << 20)
+            standing = self.works[index].standing(str(index))
+            (row,) = standing.denoise
             rows.append(row)
             live[row.request_id] = Request(
-                id=row.request_id, work=self.works[index], arrival=index, arrived_at=0.0
+                id=row.request_id, work=self.works[index], standing=standing, arrival=index, arrived_at=0.0
             )
         self.model.table = torch.cat([logits[index] for index in active]).float()
         runner = TextRunner(self.model, self.works[0].traits, store=None, page_size=1, chunk_bytes=1 << 20)

@@ -80,6 +80,6 @@ class FeedLog:
         self.num_repeated = 0
 
     @property
-    def missing(self) -> tuple[Feed, Any] | None:
-        """Return the next feed that must be repeated, or None."""
-        return self.feeds[self.num_repeated] if self.num_repeated < len(self.feeds) else None
+    def all_missing(self) -> list[tuple[Feed, Any]]:
+        """Return the feeds that must be repeated, in order."""
+        return self.feeds[self.num_repeated :]

@@ -52,6 +52,17 @@ class PageCache:
         self.pool.extend(lease, missing)
         return True
 
-    def share(self, lease: PageLease, key: str, tokens: tuple[int, ...], block_length: int) -> None:
-        """Enter committed whole blocks of a lease into the tree; copies of known blocks are given back."""
-        self.tree.insert(key, tokens, block_length, lease)
+    def share(
+        self,
+        lease: PageLease,
+        key: str,
+        tokens: tuple[int, ...],
+        block_length: int,
+        *,
+        may_replace: bool = True,
+    ) -> None:
+        """Enter committed whole blocks of a lease into the tree; copies of known blocks are given back.
+
+        may_replace: if not, what stands behind such a copy is not entered yet.
+        """
+        self.tree.insert(key, tokens, block_length, lease, may_replace=may_replace)

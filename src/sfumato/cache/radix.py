@@ -51,12 +51,20 @@ class PrefixTree:
             pages.extend(node.pages)
         return pages
 
-    def insert(self, key: str, tokens: tuple[int, ...], block_length: int, lease: PageLease) -> None:
+    def insert(
+        self,
+        key: str,
+        tokens: tuple[int, ...],
+        block_length: int,
+        lease: PageLease,
+        *,
+        may_replace: bool = True,
+    ) -> None:
         """Keep the pages of a lease's committed blocks.
 
         tokens: whole blocks from position 0. A block that is known already keeps its first pages, and the
         lease takes them in place of its own: whoever leases a block so leases all blocks before it, and every
-        page that only the tree keeps can be evicted.
+        page that only the tree keeps can be evicted. may_replace: if not, the first such block ends it.
         """
         self._clock += 1
         per_block = block_length // self._pool.page_size
@@ -72,6 +80,9 @@ class PrefixTree:
                 self._num_nodes += 1
                 for page in held:
                     self._pool.keep(page)
+            held = tuple(lease.pages[first : first + per_block])
+            if held != child.pages and not may_replace:
+                break
             for offset, page in enumerate(child.pages):
                 if lease.pages[first + offset] != page:
                     self._pool.replace(lease, first + offset, page)

@@ -206,7 +206,7 @@ class Floor(Protocol):
         """Whether nothing new is taken in."""
         ...
 
-    def enter(self, request_id: str, work: Work) -> None:
+    def enter(self, request_id: str, work: Work) -> Request:
         """Take in a request that a peer sent."""
         ...
 

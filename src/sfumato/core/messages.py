@@ -119,7 +119,11 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):
-    """One turn in numbers: what ran, how long, and what is held."""
+    """One step in numbers: what ran and how long.
+
+    host_seconds: of the loop, without its waiting. hidden_seconds: of these, while a forward ran.
+    wasted_rows: requests that were planned on a guess and had nothing left to run.
+    """
 
     launch_id: int
     kind: str
@@ -127,6 +131,8 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
     tokens: int
     host_seconds: float
     device_seconds: float
+    hidden_seconds: float = 0.0
+    wasted_rows: int = 0
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):

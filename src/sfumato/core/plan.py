@@ -59,10 +59,15 @@ class Row(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
-    """The rows of one forward; printing it explains the step."""
+    """The rows of one forward; printing it explains the step.
+
+    guesses: ids of requests whose rows depend on an outcome that is not known yet; they are made anew when
+    the forward begins.
+    """
 
     launch_id: int
     rows: tuple[Row, ...] = ()
+    guesses: frozenset[str] = frozenset()
 
     @property
     def forward(self) -> bool:
@@ -79,6 +84,13 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
     def request_ids(self) -> list[str]:
         """Return each request of the plan once, in row order."""
         return list(dict.fromkeys(row.request_id for row in self.rows))
+
+    def by_request(self) -> dict[str, tuple[Row, ...]]:
+        """Return each request's rows."""
+        found: dict[str, list[Row]] = {}
+        for row in self.rows:
+            found.setdefault(row.request_id, []).append(row)
+        return {request_id: tuple(rows) for request_id, rows in found.items()}
 
 
 class Decision(msgspec.Struct, frozen=True, kw_only=True):

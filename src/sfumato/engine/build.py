@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 
@@ -16,8 +17,9 @@ from sfumato.core.protocols import Inbox, Outbox, WorkFactory
 from sfumato.core.request import Request, Status
 from sfumato.core.spec import Decoding
 from sfumato.core.traits import ModelTraits
+from sfumato.engine.lane import Lane
 from sfumato.engine.limits import Limits
-from sfumato.engine.loop import EngineLoop, Lane
+from sfumato.engine.loop import EngineLoop
 from sfumato.engine.peering import MakeEndpoint, Peering, join_peers, open_peering
 from sfumato.engine.peers import NoPeers
 from sfumato.engine.scheduler import Scheduler
@@ -53,7 +55,7 @@ class Loaded:
 def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> Loaded:
     """Read a checkpoint as configured. Raises ConfigError or CheckpointError."""
     config.check()
-    device = resolve_device(config.device)
+    device = resolve_device(config.device, config.replica)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     folder = read_folder(config.model, config.overrides())
@@ -63,10 +65,15 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
     return Loaded(config=config, folder=folder, traits=traits, model=model, dtype=dtype, device=device)
 
 
-def resolve_device(name: str) -> str:
-    """Return "cuda" or "cpu" for "auto"; refuse a device that this machine lacks."""
+def resolve_device(name: str, replica: int = 0) -> str:
+    """Return "cuda" or "cpu" for "auto"; replicas take a GPU each, in turn.
+
+    Raises ConfigError for a device that this machine lacks.
+    """
     if name == "auto":
-        return "cuda" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda" and replica and torch.cuda.is_available():
+        return f"cuda:{replica % torch.cuda.device_count()}"
     if name.startswith("cuda") and not torch.cuda.is_available():
         raise ConfigError(f"--device {name}: no CUDA device is available here")
     if name != "cpu" and not name.startswith("cuda"):
@@ -115,6 +122,7 @@ def build_loop(
         num_pages=num_pages,
         limits=config.limits,
         chunk_bytes=config.max_chunk_bytes,
+        depth=_depth(config, loaded.device),
         peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
     )
 
@@ -130,26 +138,30 @@ def assemble(
     num_pages: int,
     limits: Limits,
     chunk_bytes: int,
+    depth: int = 0,
     peering: Peering | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock."""
     pages = PageCache(num_pages, page_size)
     scheduler = Scheduler(limits, pages, clock)
-    handover: Handover = NoPeers()
-    make_work: WorkFactory
     runner = TextRunner(model, traits, store=store, page_size=page_size, chunk_bytes=chunk_bytes)
     door = TextDoor(
-        traits=traits, page_size=page_size, num_pages=num_pages, max_logits_bytes=limits.max_logits_bytes
+        traits=traits,
+        page_size=page_size,
+        num_pages=num_pages,
+        max_logits_bytes=limits.max_logits_bytes,
+        max_score_tokens=limits.max_prefill_tokens,
     )
-    make_work = door
+    handover: Handover = NoPeers()
+    make_work: WorkFactory = door
     if peering is not None:
         handover = join_peers(peering, scheduler, pages, traits, clock)
         inbox = peering.inbox(inbox)
         make_work = peering.door(door)
 
     def gauges(live: dict[str, Request]) -> Gauges:
-        running = sum(request.status is Status.RUNNING for request in live.values())
+        running = sum(request.status is not Status.WAITING for request in live.values())
         pool = pages.pool
         return Gauges(
             waiting=len(live) - running,
@@ -164,13 +176,26 @@ def assemble(
         inbox=inbox,
         outbox=outbox,
         scheduler=scheduler,
-        lanes=(Lane(runner, Alone()),),
+        lanes=(Lane(runner, Alone(), depth=depth, prepare=_same_threads()),),
         make_work=make_work,
         gauges=gauges,
         handover=handover,
         clock=clock,
     )
     return loop, door
+
+
+def _depth(config: EngineConfig, device: str) -> int:
+    """Return how many steps the loop runs ahead of the outcomes that it knows."""
+    if config.overlap == "auto":
+        # On a CPU the host's share is so small that hiding it gains nothing (`benchmarks/modes.py`).
+        return int(device != "cpu")
+    return int(config.overlap == "on")
+
+
+def _same_threads() -> Callable[[], None]:
+    """Return what gives another thread's forwards as many CPU threads as this one's have."""
+    return partial(torch.set_num_threads, torch.get_num_threads())
 
 
 def _num_pages(loaded: Loaded, page_size: int) -> int:
@@ -186,7 +211,8 @@ def _num_pages(loaded: Loaded, page_size: int) -> int:
             )
         return num_pages
     if loaded.device == "cpu":
-        room = int(memory_bytes() * _CPU_SHARE)
+        room, num_sharing = int(memory_bytes() * _CPU_SHARE), config.num_replicas
     else:
         room = int(torch.cuda.mem_get_info(loaded.device)[0] * _GPU_SHARE)
-    return max(2, min(wanted, int(room * config.memory_share) // page_bytes))
+        num_sharing = -(-config.num_replicas // torch.cuda.device_count())
+    return max(2, min(wanted, int(room * config.memory_share / num_sharing) // page_bytes))

@@ -41,13 +41,14 @@ _KILL_SECONDS = 5.0
 
 LoadingCallback = Callable[[Loading], None]
 TurnCallback = Callable[[Turn], None]
+OutputCallback = Callable[[Output], None]
 
 
 class Outputs:
     """The outputs of requests that were submitted together, until each of them has ended."""
 
-    def __init__(self, client: EngineClient, request_ids: Sequence[str]) -> None:
-        self._client = client
+    def __init__(self, abort: Callable[[str], None], request_ids: Sequence[str]) -> None:
+        self._abort = abort
         self._open = dict.fromkeys(request_ids)
         self._queue: asyncio.Queue[Output] = asyncio.Queue()
 
@@ -72,7 +73,7 @@ class Outputs:
         """End one request; nothing more comes from it."""
         if request_id in self._open:
             del self._open[request_id]
-            self._client.abort(request_id)
+            self._abort(request_id)
 
     def close(self) -> None:
         """Abort whatever has not ended."""
@@ -92,7 +93,7 @@ class EngineClient:
         self._info: EngineInfo | None = None
         self._failure: str | None = None
         self._is_stopping = False
-        self._outputs: dict[str, Outputs] = {}
+        self._takers: dict[str, OutputCallback] = {}
         # Aborted here, not yet ended there: a new request of that id would take the old end for its own.
         self._leaving: set[str] = set()
         self._answers: dict[str, asyncio.Future[None]] = {}
@@ -147,7 +148,7 @@ class EngineClient:
     @property
     def num_open(self) -> int:
         """Return how many requests have not ended."""
-        return len(self._outputs)
+        return len(self._takers)
 
     async def _wait_until_ready(self, on_loading: LoadingCallback | None) -> None:
         while self._info is None:
@@ -192,17 +193,17 @@ class EngineClient:
         for request_id in turn.accepted:
             self._answer(request_id, None)
         for refusal in turn.refusals:
-            self._outputs.pop(refusal.request_id, None)
+            self._takers.pop(refusal.request_id, None)
             self._leaving.discard(refusal.request_id)
             self._answer(refusal.request_id, _as_error(refusal))
         for output in turn.outputs:
             if output.finish_reason is None:
-                group = self._outputs.get(output.request_id)
+                take = self._takers.get(output.request_id)
             else:
-                group = self._outputs.pop(output.request_id, None)
+                take = self._takers.pop(output.request_id, None)
                 self._leaving.discard(output.request_id)
-            if group is not None:
-                group.put(output)
+            if take is not None:
+                take(output)
         for token in turn.pongs:
             ping = self._pings.pop(token, None)
             if ping is not None and not ping.done():
@@ -225,32 +226,39 @@ class EngineClient:
             status = self._process.poll()
             self._failure = f"the engine of {self.config.model} is gone (exit status {status})"
         for request_id in list(self._answers):
+            # Whoever waits for its acceptance hears of it there.
+            self._takers.pop(request_id, None)
             self._answer(request_id, EngineDied(self._failure))
-        for request_id, group in self._outputs.items():
-            group.put(Output(request_id=request_id, finish_reason=FinishReason.ERROR, error=self._failure))
-        self._outputs.clear()
+        takers, self._takers = self._takers, {}
+        for request_id, take in takers.items():
+            take(Output(request_id=request_id, finish_reason=FinishReason.ERROR, error=self._failure))
         for ping in self._pings.values():
             if not ping.done():
                 ping.set_exception(EngineDied(self._failure))
         self._pings.clear()
 
     async def submit(self, submissions: Sequence[Submit]) -> Outputs:
-        """Hand requests over and wait until the engine has accepted all of them.
+        """Hand requests over and wait until the engine has accepted all of them; raises as `deliver` does."""
+        group = Outputs(self.abort, [submission.request_id for submission in submissions])
+        await self.deliver(submissions, group.put)
+        return group
+
+    async def deliver(self, submissions: Sequence[Submit], take: OutputCallback) -> None:
+        """Hand requests over, their outputs to `take`, and wait until the engine has accepted all of them.
 
         Raises RequestError for the first that it refuses (the others are aborted), EngineError if it is
         shutting down, EngineDied if it is gone.
         """
         self._check_alive()
         for submission in submissions:
-            if submission.request_id in self._outputs or submission.request_id in self._leaving:
+            if submission.request_id in self._takers or submission.request_id in self._leaving:
                 message = f"request id {submission.request_id!r} is already active"
                 raise RequestError(message, field="request_id", value=submission.request_id)
-        group = Outputs(self, [submission.request_id for submission in submissions])
         answers = []
         for submission in submissions:
             answer: asyncio.Future[None] = self._loop.create_future()
             self._answers[submission.request_id] = answer
-            self._outputs[submission.request_id] = group
+            self._takers[submission.request_id] = take
             answers.append(answer)
             self._send(submission)
         try:
@@ -261,13 +269,12 @@ class EngineClient:
         except BaseException:
             for submission in submissions:
                 self._answers.pop(submission.request_id, None)
-            group.close()
+                self.abort(submission.request_id)
             raise
-        return group
 
     def abort(self, request_id: str) -> None:
         """End a request at the next step; its outputs are dropped from now on."""
-        if self._outputs.pop(request_id, None) is not None and self._failure is None:
+        if self._takers.pop(request_id, None) is not None and self._failure is None:
             self._leaving.add(request_id)
             self._send(Abort(request_id=request_id))
 

@@ -31,7 +31,6 @@ from sfumato.core.handover import (
     Received,
     RequestState,
 )
-from sfumato.core.plan import RowKind
 from sfumato.core.request import Request, Status
 from sfumato.engine.scheduler import Scheduler
 from sfumato.errors import EngineError
@@ -131,15 +130,17 @@ class Fetching:
         """Whether whole known blocks of a running request lack keys and a peer may be asked for them."""
         if not self._peers or request.status is not Status.RUNNING:
             return False
-        work = request.work
-        if work.phase() is not RowKind.PREFILL or self._end(request) <= work.cached_len():
+        standing = request.standing
+        if standing.missing is None or standing.missing.feeds or request.in_flight or request.is_leaving:
+            return False
+        if self._end(request) <= standing.cached_len:
             return False
         return self._choose(request) is not None
 
     def _end(self, request: Request) -> int:
         """Return the end of the whole blocks that are known; the ragged rest is fed here."""
-        size = request.work.block_length
-        return len(request.work.known_tokens()) // size * size
+        size = request.standing.block_length
+        return len(request.standing.known_tokens) // size * size
 
     def _choose(self, request: Request) -> _Peer | None:
         """Return the peer that owes least, of those that have not failed this request."""
@@ -152,7 +153,7 @@ class Fetching:
         peer, lease = self._choose(request), request.lease
         assert peer is not None
         assert isinstance(lease, PageLease)
-        start, end = request.work.cached_len(), self._end(request)
+        start, end = request.standing.cached_len, self._end(request)
         page_size = self.pages.pool.page_size
         if not self.pages.extend(lease, end // page_size):
             self._tried[request.id] = [each.link for each in self._peers]
@@ -165,11 +166,11 @@ class Fetching:
         )
         peer.owed += end - start
         self.counts.asked += 1
-        known = request.work.known_tokens()[:end]
+        known = request.standing.known_tokens[:end]
         peer.link.send(
             Ask(
                 handover_id=handover_id,
-                state=RequestState(known_ids=known, block_length=request.work.block_length),
+                state=RequestState(known_ids=known, block_length=request.standing.block_length),
                 start=start,
                 pages=tuple(lease.pages[start // page_size : end // page_size]),
             )
@@ -204,7 +205,7 @@ class Fetching:
             self.counts.refused += 1
             return
         request, page_size = fetch.request, self.pages.pool.page_size
-        size = request.work.block_length
+        size = request.standing.block_length
         is_whole = blocks.start % size == 0 and blocks.end % size == 0
         if blocks.start != fetch.received or blocks.end > fetch.end or not is_whole:
             self._refuse(fetch)
@@ -220,7 +221,7 @@ class Fetching:
         self._repay(fetch.link, blocks.end - fetch.received)
         self.counts.tokens += blocks.end - fetch.received
         fetch.received = blocks.end
-        request.work.arrive(blocks.end, 0)
+        _arrive(request, blocks.end, 0)
         self.scheduler.share(request)
 
     def _take_done(self, event: PeerEvent, done: Done) -> None:
@@ -234,7 +235,7 @@ class Fetching:
         self._close(fetch)
         fetch.lease.become(LeaseState.READY)
         fetch.request.status = Status.RUNNING
-        fetch.request.work.arrive(fetch.end, done.nfe)
+        _arrive(fetch.request, fetch.end, done.nfe)
         self.counts.arrived += 1
         self._tried.pop(fetch.request.id, None)
         fetch.link.send(Received(handover_id=fetch.handover_id))
@@ -355,3 +356,9 @@ class Fetching:
         waits = [fetch.heard_at + self.timeout - now for fetch in self._fetches.values()]
         waits += [drain.asked_at + _REPEAT_SECONDS - now for drain in self._drains.values()]
         return max(0.0, min(waits)) if waits else None
+
+
+def _arrive(request: Request, cached_len: int, nfe: int) -> None:
+    request.work.arrive(cached_len, nfe)
+    request.standing = request.work.standing(request.id)
+    request.usage = request.work.usage()

@@ -79,7 +79,7 @@ class Filling:
     def takes(self, request: Request) -> bool:
         """Whether a peer's request has all its keys, so that what comes next is the peer's."""
         fill = self._fill_of(request.id)
-        return fill is not None and request.work.cached_len() >= fill.end
+        return fill is not None and request.standing.cached_len >= fill.end
 
     def _fill_of(self, request_id: str) -> _Fill | None:
         return self._fills.get(request_id.removeprefix(_PREFIX)) if request_id.startswith(_PREFIX) else None
@@ -178,9 +178,10 @@ class Filling:
 
     def _push(self, fill: _Fill, request: Request) -> None:
         assert request.lease is not None
-        ready, size = min(request.work.cached_len(), fill.end), self.page_size
+        ready, size = min(request.standing.cached_len, fill.end), self.page_size
         chunk = max(
-            request.work.block_length, _CHUNK_TOKENS // request.work.block_length * request.work.block_length
+            request.standing.block_length,
+            _CHUNK_TOKENS // request.standing.block_length * request.standing.block_length,
         )
         for start in range(fill.sent, ready, chunk):
             end = min(start + chunk, ready)
@@ -195,7 +196,7 @@ class Filling:
             request.status = Status.AWAY
             self._sent[fill.handover_id] = fill.link
             self.counts.sent += 1
-            fill.link.send(Done(handover_id=fill.handover_id, nfe=request.work.usage().nfe))
+            fill.link.send(Done(handover_id=fill.handover_id, nfe=request.usage.nfe))
 
     def let_go(self, request: Request, reason: str) -> None:
         """A peer's request has failed here: the peer goes on without."""

@@ -22,32 +22,15 @@ from sfumato.core.messages import (
     Submit,
     Turn,
 )
-from sfumato.core.plan import RowResult, StepPlan, StepResult
-from sfumato.core.protocols import Inbox, Outbox, Runner, Sync, WorkFactory
+from sfumato.core.plan import StepPlan
+from sfumato.core.protocols import Inbox, Outbox, WorkFactory
 from sfumato.core.request import Progress, Request, Status, Work
+from sfumato.engine.lane import Finished, Lane, Outcome
 from sfumato.engine.scheduler import Scheduler
 from sfumato.errors import EngineError, RequestError
 
 # Where nothing can run until a peer has let go of pages, the loop looks again this soon.
 _STUCK_SECONDS = 0.02
-
-
-class Lane:
-    """A stream of launches that keeps its own order; depth 0: launch, then collect."""
-
-    def __init__(self, runner: Runner, sync: Sync) -> None:
-        self.runner = runner
-        self.sync = sync
-        self._finished: list[tuple[StepPlan, StepResult]] = []
-
-    def launch(self, plan: StepPlan, live: dict[str, Request]) -> None:
-        """Run a plan."""
-        self._finished.append((plan, self.runner.launch(plan, live)))
-
-    def collect(self) -> list[tuple[StepPlan, StepResult]]:
-        """Return the finished launches in order."""
-        finished, self._finished = self._finished, []
-        return finished
 
 
 class EngineLoop:
@@ -114,17 +97,21 @@ class EngineLoop:
             plan = lane.sync.agree(
                 StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live)
             )
-            self._is_stuck = not plan.forward and self.handover.wait_seconds() is not None
+            in_flight = any(True for _ in lane.requests())
+            self._is_stuck = not (plan.forward or in_flight) and self.handover.wait_seconds() is not None
             if plan.forward:
                 self._note_start(plan)
                 lane.launch(plan, self.live)
-        for plan, result in self.collect():
-            self.apply(plan, result)
-            self.scheduler.note_step(plan, result.device_seconds)
-            self._count(plan, result, time.perf_counter() - started)
+        for lane, finished in self.collect():
+            self.apply(finished)
+            if finished.result.rows:
+                self.scheduler.note_step(finished.plan, finished.result.device_seconds)
+            started = self._count(lane, finished, started)
         self.handover.send(self.leaving(), self)
         if self._is_draining and not self.live:
             self.is_alive = False
+        if not self.is_alive:
+            self._settle()
         self.flush()
 
     @property
@@ -134,11 +121,7 @@ class EngineLoop:
 
     def leaving(self) -> list[Request]:
         """Return the running requests whose next rows are not this process's to run."""
-        return [
-            request
-            for request in self.live.values()
-            if request.status is Status.RUNNING and self.handover.takes(request)
-        ]
+        return [request for request in self.live.values() if self.handover.takes(request)]
 
     def accept(self, message: Message | PeerEvent) -> None:
         """Act on one message."""
@@ -177,25 +160,31 @@ class EngineLoop:
             self._refusals.append(Refusal(request_id=request_id, message=str(error), field=error.field))
             return
         self._accepted.append(request_id)
-        self.enter(request_id, work)
-        request = self.live[request_id]
+        request = self.enter(request_id, work)
         request.priority = message.priority
         request.deadline = None if message.timeout is None else request.arrived_at + message.timeout
 
-    def enter(self, request_id: str, work: Work) -> None:
+    def enter(self, request_id: str, work: Work) -> Request:
         """Take a request in, from a client or from a peer; its id is checked by then."""
         now = self.clock()
-        self.live[request_id] = Request(
-            id=request_id, work=work, arrival=self.num_accepted, arrived_at=now, waiting_since=now
+        request = self.live[request_id] = Request(
+            id=request_id,
+            work=work,
+            standing=work.standing(request_id),
+            usage=work.usage(),
+            arrival=self.num_accepted,
+            arrived_at=now,
+            waiting_since=now,
         )
         self.num_accepted += 1
+        return request
 
     def leave(self, request_id: str) -> None:
         """End a request whose outputs come from elsewhere; an unknown id is nobody's."""
         request = self.live.pop(request_id, None)
         if request is not None:
             request.status = Status.ENDED
-            self.scheduler.release(request)
+            self._release(request)
             self.num_ended += 1
 
     def _stop(self, *, drain: bool) -> None:
@@ -218,34 +207,39 @@ class EngineLoop:
             if request.started_at is None:
                 request.started_at = self.clock()
 
-    def collect(self) -> Iterator[tuple[StepPlan, StepResult]]:
+    def collect(self) -> Iterator[tuple[Lane, Finished]]:
         """Yield finished launches, in order per lane."""
         for lane in self.lanes:
-            yield from lane.collect()
+            for finished in lane.collect():
+                yield lane, finished
 
-    def apply(self, plan: StepPlan, result: StepResult) -> None:
-        """Give each request its results; one that failed or was ended meanwhile concerns nobody else."""
-        if result.launch_id != plan.launch_id:
-            raise EngineError(f"the result of launch {result.launch_id} came for launch {plan.launch_id}")
-        by_request: dict[str, list[RowResult]] = {}
-        for row in result.rows:
-            by_request.setdefault(row.row.request_id, []).append(row)
-        for request_id, rows in by_request.items():
-            request = self.live.get(request_id)
-            if request is None:
-                continue
-            errors = [row.error for row in rows if row.error is not None]
-            if errors:
-                self._end(request_id, FinishReason.ERROR, error=f"request {request_id}: {errors[0]}")
-                continue
-            cached_len = request.work.cached_len()
-            progress = request.work.advance(rows)
-            if request.work.cached_len() > cached_len:
-                self.scheduler.share(request)
-            if progress.finish_reason is not None:
-                self._end(request_id, progress.finish_reason, progress=progress)
-            elif progress.token_ids or progress.canvas is not None:
-                self._outputs.append(_output(request, progress))
+    def apply(self, finished: Finished) -> None:
+        """Give each request its outcome; one that failed or was ended meanwhile concerns nobody else."""
+        if finished.result.launch_id != finished.plan.launch_id:
+            raise EngineError(
+                f"the result of launch {finished.result.launch_id} came for launch {finished.plan.launch_id}"
+            )
+        for request_id, request in finished.requests.items():
+            request.in_flight.pop(0)
+            if self.live.get(request_id) is not request:
+                # It ended while this was in flight: the outcome is nobody's, its pages can go now.
+                self._release(request)
+            elif request_id in finished.outcomes:
+                self._take(request, finished.outcomes[request_id])
+
+    def _take(self, request: Request, outcome: Outcome) -> None:
+        request.usage = outcome.usage
+        if outcome.error is not None:
+            self._end(request.id, FinishReason.ERROR, error=f"request {request.id}: {outcome.error}")
+            return
+        has_grown = outcome.standing.cached_len > request.standing.cached_len
+        request.standing, progress = outcome.standing, outcome.progress
+        if has_grown:
+            self.scheduler.share(request)
+        if progress.finish_reason is not None:
+            self._end(request.id, progress.finish_reason, progress=progress)
+        elif progress.token_ids or progress.canvas is not None:
+            self._outputs.append(_output(request, progress))
 
     def _end(
         self,
@@ -263,21 +257,45 @@ class EngineLoop:
         request.finish_reason = reason
         request.error = error
         self.handover.let_go(request, error or reason.value)
-        self.scheduler.release(request)
+        self._release(request)
         self.num_ended += 1
         self._outputs.append(_output(request, progress or Progress(finish_reason=reason), reason, error))
 
-    def _count(self, plan: StepPlan, result: StepResult, seconds: float) -> None:
+    def _release(self, request: Request) -> None:
+        """Give an ended request's pages back, once no launch in flight reads or writes them."""
+        if request.in_flight or request.lease is None:
+            return
+        if request.error is None:
+            # What could not be shared while launches were in flight.
+            self.scheduler.share(request)
+        self.scheduler.release(request)
+
+    def _settle(self) -> None:
+        """Wait for what is in flight before the loop ends, and end the lanes."""
+        for lane in self.lanes:
+            for finished in lane.collect():
+                self.apply(finished)
+            lane.close()
+
+    def _count(self, lane: Lane, finished: Finished, since: float) -> float:
+        """Note a step's numbers; since: the end of the one before, or the turn's start. Return its end."""
+        now = time.perf_counter()
+        plan, device_seconds = finished.plan, finished.result.device_seconds
+        waited, lane.waited_seconds = lane.waited_seconds, 0.0
+        host_seconds = max(0.0, now - since - (waited if lane.depth else device_seconds))
         self._steps.append(
             StepStats(
                 launch_id=plan.launch_id,
                 kind=plan.kind,
-                rows=len(plan.rows),
-                tokens=sum(row.cost.tokens for row in plan.rows),
-                host_seconds=max(0.0, seconds - result.device_seconds),
-                device_seconds=result.device_seconds,
+                rows=len(finished.result.rows),
+                tokens=sum(row.row.cost.tokens for row in finished.result.rows),
+                host_seconds=host_seconds,
+                device_seconds=device_seconds,
+                hidden_seconds=max(0.0, host_seconds - finished.idle_seconds) if lane.depth else 0.0,
+                wasted_rows=finished.num_wasted,
             )
         )
+        return now
 
     def flush(self) -> None:
         """Send what this turn brought, if anything."""
@@ -307,7 +325,7 @@ def _output(
         logprobs=progress.logprobs,
         canvas=progress.canvas,
         score=progress.score,
-        usage=request.work.usage(),
+        usage=request.usage,
         finish_reason=reason,
         error=error,
         queue_seconds=queued,

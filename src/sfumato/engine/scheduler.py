@@ -7,12 +7,12 @@ What changes here is admission (a lease on pages) and retraction (the lease give
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sfumato.cache.pages import PageCache
 from sfumato.cache.pool import PageLease
 from sfumato.core.plan import Cost, Row, RowKind, StepPlan
-from sfumato.core.request import Request, Status
+from sfumato.core.request import Request, Standing, Status
 from sfumato.engine.limits import Limits
 from sfumato.engine.step_times import StepTimes
 from sfumato.errors import EngineError
@@ -26,6 +26,7 @@ class _Candidate:
     """A running request with the rows it would run now and the pages it must hold for them."""
 
     request: Request
+    standing: Standing
     rows: tuple[Row, ...]
     num_pages: int
     cost: Cost
@@ -59,13 +60,9 @@ class Scheduler:
         candidates, stalled = self._candidates(live)
         if stalled and not candidates:
             # Nobody can take a step: the youngest gives its pages to the oldest; one alone always fits.
-            holders = [request for request in stalled if request.lease is not None and request.lease.pages]
-            while len(holders) > 1 and not candidates:
+            while len(holders := _holders(stalled)) > 1 and not candidates:
                 self._retract(_last(holders))
                 candidates, stalled = self._candidates(live)
-                holders = [
-                    request for request in stalled if request.lease is not None and request.lease.pages
-                ]
         chosen = self._choose(candidates)
         if candidates and not chosen:
             raise EngineError(f"none of {len(candidates)} requests that could run was chosen")
@@ -74,7 +71,8 @@ class Scheduler:
         for candidate in chosen:
             candidate.request.last_step = self._launch_id
             rows.extend(candidate.rows)
-        return StepPlan(launch_id=self._launch_id, rows=tuple(rows))
+        guesses = frozenset(candidate.request.id for candidate in chosen if candidate.standing.is_guess)
+        return StepPlan(launch_id=self._launch_id, rows=tuple(rows), guesses=guesses)
 
     def _candidates(self, live: Mapping[str, Request]) -> tuple[list[_Candidate], list[Request]]:
         """Return what could run, oldest first, and who lacks pages; pages are counted, not taken."""
@@ -83,16 +81,25 @@ class Scheduler:
         stalled: list[Request] = []
         running = [request for request in live.values() if request.status is Status.RUNNING]
         for request in sorted(running, key=_seniority):
-            if self.takes(request):
+            if request.is_leaving or self.takes(request):
                 continue
-            rows = request.work.rows(request.id, self._limits.max_prefill_tokens)
-            num_pages = request.work.pages_for(rows)
+            standing: Standing | None = request.standing
+            for ahead in request.in_flight:
+                standing = standing and standing.behind(ahead)
+            if standing is None:
+                # Its next rows depend on an outcome that is not here.
+                continue
+            rows = standing.rows(self._limits.max_prefill_tokens)
+            if not rows:
+                # All that is to be computed here is in flight; the rest is a peer's.
+                continue
+            num_pages = standing.pages_for(rows)
             missing = num_pages - (len(request.lease.pages) if request.lease else 0)
             if missing > 0 and missing > room:
                 stalled.append(request)
                 continue
             room -= max(0, missing)
-            found.append(_Candidate(request, rows, num_pages, _total(rows)))
+            found.append(_Candidate(request, standing, rows, num_pages, _total(rows)))
         return found, stalled
 
     def _choose(self, candidates: list[_Candidate]) -> list[_Candidate]:
@@ -125,7 +132,7 @@ class Scheduler:
     def _urgency(self, request: Request) -> tuple[int, bool, int, int]:
         """Order running requests: who lost patience first, then the least remaining work."""
         is_patient = self._launch_id - request.last_step < _PATIENCE_STEPS
-        rank = request.work.remaining() if is_patient else request.last_step
+        rank = request.standing.remaining if is_patient else request.last_step
         return (-request.priority, is_patient, rank, request.arrival)
 
     def note_step(self, plan: StepPlan, seconds: float) -> None:
@@ -151,11 +158,11 @@ class Scheduler:
         chosen: list[_Candidate] = []
         left = self._limits.max_prefill_tokens
         for candidate in candidates:
-            rows = candidate.request.work.rows(candidate.request.id, left)
+            rows = candidate.standing.rows(left)
             cost = _total(rows)
             if chosen and cost.tokens > left:
                 continue
-            fitted = _Candidate(candidate.request, rows, candidate.num_pages, cost)
+            fitted = replace(candidate, rows=rows, cost=cost)
             if self._extend(fitted):
                 left -= cost.tokens
                 chosen.append(fitted)
@@ -191,33 +198,33 @@ class Scheduler:
         """Order waiting requests: those that have waited too long by their wait, the others as all are."""
         if self._is_overdue(request, now):
             return (0, request.waiting_since, 0, request.arrival)
-        remaining = request.work.remaining() if self._is_shortest_first else 0
+        remaining = request.standing.remaining if self._is_shortest_first else 0
         return (1, -request.priority, remaining, request.arrival)
 
     def _is_overdue(self, request: Request, now: float) -> bool:
         return now - request.waiting_since >= self._limits.max_wait_seconds
 
     def _try_admit(self, request: Request, room: int, running: list[Request]) -> bool:
-        work = request.work
-        needed = work.pages_to_progress()
+        standing = request.standing
+        needed = standing.pages_to_progress
         if needed:
-            tokens, key = work.known_tokens(), work.cache_key()
-            shared = self._pages.match(key, tokens, work.block_length)
+            tokens, key = standing.known_tokens, standing.cache_key
+            shared = self._pages.match(key, tokens, standing.block_length)
             # A prefix that only the tree keeps counts as available; leasing it takes it away from the others.
             wanted = needed - sum(self._pages.pool.is_leased(page) for page in shared)
             if request.retractions and running:
                 # It was in the way once: it comes back when everybody can finish.
-                worst = sum(other.work.pages_at_most() - _held(other) for other in running)
-                wanted = work.pages_at_most() - len(shared) + worst
+                worst = sum(other.standing.pages_at_most - _held(other) for other in running)
+                wanted = standing.pages_at_most - len(shared) + worst
             if wanted > room:
                 return False
             lease = self._pages.admit(
-                request.id, shared, needed, key=key, tokens=tokens, block_length=work.block_length
+                request.id, shared, needed, key=key, tokens=tokens, block_length=standing.block_length
             )
             if lease is None:
                 return False
             request.lease = lease
-            work.resume_at(len(shared) * self._pages.pool.page_size)
+            _resume_at(request, len(shared) * self._pages.pool.page_size)
         request.status = Status.RUNNING
         if self._is_shortest_first and request.last_step < 0:
             # Its patience begins now.
@@ -226,28 +233,37 @@ class Scheduler:
 
     def _make_way(self, live: Mapping[str, Request]) -> None:
         """Retract the lowest priority where a higher one waits and all rows or pages are taken."""
+        running = [request for request in live.values() if request.status is Status.RUNNING]
+        for request in running:
+            if request.is_leaving:
+                self._retract(request)
         waiting = [request for request in live.values() if request.status is Status.WAITING]
         if not waiting:
             return
         highest = min(waiting, key=_seniority)
-        running = [request for request in live.values() if request.status is Status.RUNNING]
-        lower = [
-            request for request in running if request.priority < highest.priority and not request.is_protected
-        ]
-        needed = highest.work.pages_to_progress()
-        if not lower or needed > self._pages.num_available + sum(_held(request) for request in lower):
+        running = [r for r in running if r.status is Status.RUNNING and not r.is_leaving]
+        lower = [r for r in running if r.priority < highest.priority and not r.is_protected]
+        needed = highest.standing.pages_to_progress
+        # What is leaving gives its pages back as soon as nothing of it is in flight.
+        room = self._pages.num_available + sum(_held(r) for r in live.values() if r.is_leaving)
+        if not lower or needed > room + sum(_held(request) for request in lower):
             return
-        if len(running) >= self._limits.max_running_requests:
-            victim = _last(lower)
-            self._retract(victim)
-            lower.remove(victim)
-        while self._pages.num_available < needed and lower:
+        is_full = len(running) >= self._limits.max_running_requests
+        while lower and (is_full or room < needed):
             victim = _last(lower)
             lower.remove(victim)
+            room += _held(victim)
+            is_full = False
             self._retract(victim)
 
     def _retract(self, request: Request) -> None:
-        """Give a request's pages back; it keeps its canvas and waits with its old place in line."""
+        """Give a request's pages back; it keeps its canvas and waits with its old place in line.
+
+        While a launch of it is in flight, which reads and writes its pages, it only runs no more.
+        """
+        request.is_leaving = bool(request.in_flight)
+        if request.is_leaving:
+            return
         if isinstance(request.lease, PageLease):
             self._pages.pool.release(request.lease)
         self.detach(request)
@@ -257,7 +273,7 @@ class Scheduler:
     def detach(self, request: Request) -> None:
         """Let a request wait for new pages; what it held is no longer its own."""
         request.lease = None
-        request.work.resume_at(0)
+        _resume_at(request, 0)
         request.status = Status.WAITING
         request.waiting_since = self._clock()
 
@@ -272,11 +288,20 @@ class Scheduler:
         request.lease = None
 
     def share(self, request: Request) -> None:
-        """Enter a request's final keys and values into the prefix tree."""
-        work = request.work
-        tokens = work.known_tokens()[: work.cached_len()]
+        """Enter a request's final keys and values into the prefix tree.
+
+        A page that is there already takes the place of its own copy, but not while a launch is in flight.
+        """
+        standing = request.standing
+        tokens = standing.known_tokens[: standing.cached_len]
         if tokens and isinstance(request.lease, PageLease):
-            self._pages.share(request.lease, work.cache_key(), tokens, work.block_length)
+            self._pages.share(
+                request.lease,
+                standing.cache_key,
+                tokens,
+                standing.block_length,
+                may_replace=not request.in_flight,
+            )
 
 
 def _seniority(request: Request) -> tuple[int, int]:
@@ -302,4 +327,18 @@ def _held(request: Request) -> int:
 
 def _missing(request: Request) -> int:
     """Return how many pages a running request lacks for its next decision."""
-    return max(0, request.work.pages_to_progress() - _held(request))
+    return max(0, request.standing.pages_to_progress - _held(request))
+
+
+def _holders(stalled: list[Request]) -> list[Request]:
+    """Return those that hold pages which no launch in flight uses."""
+    return [
+        request
+        for request in stalled
+        if request.lease is not None and request.lease.pages and not request.in_flight
+    ]
+
+
+def _resume_at(request: Request, cached_len: int) -> None:
+    request.work.resume_at(cached_len)
+    request.standing = request.work.standing(request.id)

@@ -10,9 +10,9 @@ from dataclasses import dataclass, replace
 import msgspec
 
 from sfumato.config import EngineConfig
-from sfumato.engine.client import EngineClient
 from sfumato.engine.peer_config import PeerConfig
-from sfumato.engine.pools import Pools, PoolSizes
+from sfumato.engine.pools import PoolSizes, start_pools
+from sfumato.engine.replicas import Replicas
 from sfumato.engine.wire import Loading
 from sfumato.errors import ConfigError
 from sfumato.serve.registry import Registry, ServedModel
@@ -25,21 +25,43 @@ ProgressCallback = Callable[[str, Loading], None]
 class Planned:
     """One model to start; name: what clients call it, None for the checkpoint's own name.
 
-    pools: prefill and denoise engines for it; None: one engine.
+    num_prefill: of its engines, how many prefill for the others.
     """
 
     config: EngineConfig
     name: str | None = None
-    pools: PoolSizes | None = None
-
-    @property
-    def num_engines(self) -> int:
-        """Return how many processes it takes."""
-        return 1 if self.pools is None else self.pools.num_engines
+    num_prefill: int = 0
 
     def with_peers(self, peering: PeerConfig, pools: PoolSizes | None) -> Planned:
-        """Return the same model with its part in prefill and denoise apart."""
-        return replace(self, config=msgspec.structs.replace(self.config, peering=peering), pools=pools)
+        """Return the same model with its part in prefill and denoise apart. Raises ConfigError."""
+        config = msgspec.structs.replace(self.config, peering=peering)
+        if peering.listen is not None and config.num_replicas != 1:
+            raise ConfigError(f"--data-parallel {config.num_replicas} engines cannot share {peering.listen}")
+        if pools is None:
+            return replace(self, config=config)
+        if config.num_replicas != 1:
+            raise ConfigError(
+                f"--data-parallel {config.num_replicas} does not go with --disaggregate, which says how many "
+                "engines denoise"
+            )
+        config = msgspec.structs.replace(config, num_replicas=pools.num_engines)
+        return replace(self, config=config, num_prefill=pools.num_prefill)
+
+    def replicas(self) -> list[EngineConfig]:
+        """Return the configuration of each of its engines; CPU threads and given memory are shared out."""
+        config, count = self.config, self.config.num_replicas
+        num_threads = config.num_threads
+        if num_threads is None and count > 1:
+            num_threads = len(os.sched_getaffinity(0))
+        return [
+            msgspec.structs.replace(
+                config,
+                replica=replica,
+                kv_memory=None if config.kv_memory is None else config.kv_memory // count,
+                num_threads=None if num_threads is None else max(1, num_threads // count),
+            )
+            for replica in range(count)
+        ]
 
     @property
     def label(self) -> str:
@@ -49,7 +71,7 @@ class Planned:
 
 def share_out(planned: Sequence[Planned], *, kv_memory: int | None, num_threads: int | None) -> list[Planned]:
     """Divide KV memory (bytes) and CPU threads among engines; what one asks for itself stands."""
-    count = sum(each.num_engines for each in planned)
+    count = len(planned)
     if kv_memory is not None:
         kv_memory //= count
     if num_threads is not None:
@@ -93,12 +115,11 @@ async def start_models(planned: Sequence[Planned], on_progress: ProgressCallback
 
 
 async def _start(planned: Planned, on_progress: ProgressCallback) -> ServedModel:
-    on_loading = lambda loading: on_progress(planned.label, loading)
-    client: EngineClient | Pools
-    if planned.pools is None:
-        client = await EngineClient.start(planned.config, on_loading)
+    configs, on_loading = planned.replicas(), lambda loading: on_progress(planned.label, loading)
+    if planned.num_prefill:
+        client = await start_pools(configs, planned.num_prefill, on_loading)
     else:
-        client = await Pools.start(planned.config, planned.pools, on_loading)
+        client = await Replicas.start(configs, on_loading)
     try:
         return ServedModel(planned.name or client.info.name, client)
     except BaseException:

@@ -48,6 +48,9 @@ class Metrics:
             "request_seconds", "From arrival to the end of a choice", _SECONDS
         )
         self.steps = self._counter("steps", "Forwards of the engine, by kind", "kind")
+        self.wasted_rows = self._counter(
+            "wasted_rows", "Choices that were planned ahead and had ended by then"
+        )
         self.rows = self._counter("rows", "Rows in forwards, by kind", "kind")
         self.step_tokens = self._counter("step_tokens", "Positions fed in forwards, by kind", "kind")
         self.step_seconds = self._histogram(
@@ -76,10 +79,15 @@ class Metrics:
     def observe_turn(self, model: str, turn: Turn) -> None:
         """Count one turn of an engine."""
         for step in turn.steps:
+            self.wasted_rows.labels(model).inc(step.wasted_rows)
+            if not step.rows:
+                # All that was planned had ended by then: no forward.
+                continue
             self.steps.labels(model, step.kind).inc()
             self.rows.labels(model, step.kind).inc(step.rows)
             self.step_tokens.labels(model, step.kind).inc(step.tokens)
             self.step_seconds.labels(model, step.kind, "host").observe(step.host_seconds)
+            self.step_seconds.labels(model, step.kind, "hidden").observe(step.hidden_seconds)
             self.step_seconds.labels(model, step.kind, "device").observe(step.device_seconds)
         gauges = turn.gauges
         if gauges is None:

@@ -41,6 +41,7 @@ def describe(model: ServedModel) -> dict[str, Any]:
         "num_parameters": info.num_parameters,
         "dtype": info.dtype,
         "device": info.device,
+        "num_replicas": len(model.client.clients),
         "vocab_size": traits.vocab_size,
         "has_tokenizer": info.has_tokenizer,
         "has_chat_template": model.tokenizer is not None and model.tokenizer.has_chat_template,

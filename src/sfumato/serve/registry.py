@@ -14,8 +14,7 @@ import msgspec
 
 import sfumato
 from sfumato.core.traits import ModelTraits
-from sfumato.engine.client import EngineClient
-from sfumato.engine.pools import Pools
+from sfumato.engine.replicas import Replicas
 from sfumato.errors import RequestError
 from sfumato.serve.errors import ApiError
 from sfumato.text.tokenizer import Tokenizer
@@ -30,7 +29,7 @@ class ServedModel:
     tokenizer, which is not safe to share while it encodes, is never entered twice.
     """
 
-    def __init__(self, name: str, client: EngineClient | Pools) -> None:
+    def __init__(self, name: str, client: Replicas) -> None:
         info = client.info
         self.name = name
         self.client = client
@@ -123,7 +122,7 @@ class Registry:
         return next(iter(self.models.values())) if name is None else self.find(name)
 
 
-def _digest(client: EngineClient | Pools) -> str:
+def _digest(client: Replicas) -> str:
     """Return a short stable name for what decides this model's answers."""
     info = client.info
     content = msgspec.json.encode([info.name, info.traits, info.num_parameters, info.dtype, info.device])

@@ -35,6 +35,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     context_length: int | None = None
     policy: str | None = None
     order: str | None = None
+    overlap: str | None = None
+    data_parallel: int | None = None
     max_running_requests: int | None = None
     max_prefill_tokens: int | None = None
     denoise_every: int | None = None
@@ -69,6 +71,8 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             eot_token_id=self.eot_token_id,
             block_length=self.block_length,
             context_length=self.context_length,
+            overlap=self.overlap or "auto",
+            num_replicas=1 if self.data_parallel is None else self.data_parallel,
             limits=Limits(**{name: value for name, value in limits.items() if value is not None}),  # type: ignore[arg-type]
         )
         return Planned(config, self.name)

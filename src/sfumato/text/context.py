@@ -10,8 +10,9 @@ from typing import Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.cache.approximate import FeedLog
+from sfumato.cache.approximate import Feed, FeedLog
 from sfumato.core.plan import Cost, Row, RowKind
+from sfumato.core.request import Missing
 from sfumato.text.canvas import Canvas
 from sfumato.text.walk import Round
 
@@ -19,12 +20,8 @@ from sfumato.text.walk import Round
 class Context(Protocol):
     """One request's cached context."""
 
-    def is_missing(self, canvas: Canvas, step: Round | None) -> bool:
-        """Whether something must be fed before the step."""
-        ...
-
-    def prefill_row(self, request_id: str, canvas: Canvas, max_tokens: int) -> Row:
-        """Return a row that feeds what is missing, about max_tokens of it."""
+    def missing(self, request_id: str, canvas: Canvas, step: Round | None) -> Missing | None:
+        """Return what must be fed before the step, or None."""
         ...
 
     def riding_row(self, request_id: str, canvas: Canvas) -> Row | None:
@@ -72,18 +69,14 @@ class ExactContext:
             canvas.origin + (canvas.prompt_len - canvas.origin) // canvas.block_length * canvas.block_length
         )
 
-    def is_missing(self, canvas: Canvas, step: Round | None) -> bool:
-        """Whether known tokens lack keys, but for one block that just came out of denoising."""
-        missing = canvas.block_start - self.cached_len
-        if not missing or canvas.is_complete:
-            return False
-        return not (missing == canvas.block_length and self.cached_len >= self._first_open)
-
-    def prefill_row(self, request_id: str, canvas: Canvas, max_tokens: int) -> Row:
-        """Return the next known tokens, in whole blocks where the context is cached so."""
-        size = self._granularity
-        end = min(canvas.block_start, self.cached_len + max(size, max_tokens // size * size))
-        return _row(request_id, RowKind.PREFILL, self.cached_len, end)
+    def missing(self, request_id: str, canvas: Canvas, step: Round | None) -> Missing | None:
+        """Return the known tokens without keys, but for one block that just came out of denoising."""
+        num_missing = canvas.block_start - self.cached_len
+        if not num_missing or canvas.is_complete:
+            return None
+        if num_missing == canvas.block_length and self.cached_len >= self._first_open:
+            return None
+        return Missing(self.cached_len, canvas.block_start, self._granularity)
 
     def riding_row(self, request_id: str, canvas: Canvas) -> Row | None:
         """Return the commit of the block that has just been denoised."""
@@ -120,24 +113,15 @@ class StaleContext:
     def __init__(self) -> None:
         self._log = FeedLog()
 
-    def is_missing(self, canvas: Canvas, step: Round | None) -> bool:
-        """Whether the step sees keys that a retraction took away."""
-        return step is not None and not step.feed.is_fresh and self._log.missing is not None
+    def missing(self, request_id: str, canvas: Canvas, step: Round | None) -> Missing | None:
+        """Return the feeds to repeat, where a retraction took away keys that the step sees.
 
-    def prefill_row(self, request_id: str, canvas: Canvas, max_tokens: int) -> Row:
-        """Return the next feed to repeat; queries see the whole canvas, so it cannot be cut."""
-        missing = self._log.missing
-        assert missing is not None
-        feed = missing[0]
-        return _row(
-            request_id,
-            RowKind.PREFILL,
-            feed.start,
-            feed.end,
-            slot=feed.slot,
-            visible=feed.visible,
-            border=feed.border,
-        )
+        Queries see the whole canvas, so that a feed cannot be cut.
+        """
+        lost = self._log.all_missing
+        if step is None or step.feed.is_fresh or not lost:
+            return None
+        return Missing(feeds=tuple(_feed_row(request_id, feed) for feed, _ in lost))
 
     def riding_row(self, request_id: str, canvas: Canvas) -> Row | None:
         """Return None: nothing is committed."""
@@ -145,9 +129,9 @@ class StaleContext:
 
     def input_ids(self, row: Row, canvas: Canvas) -> NDArray[np.int64]:
         """Return the canvas's tokens, or those that a repeated feed saw."""
-        missing = self._log.missing
-        if row.kind is RowKind.PREFILL and missing is not None:
-            tokens: NDArray[np.int64] = missing[1]
+        lost = self._log.all_missing
+        if row.kind is RowKind.PREFILL and lost:
+            tokens: NDArray[np.int64] = lost[0][1]
             return tokens
         return canvas.token_ids[row.start : row.end]
 
@@ -168,25 +152,19 @@ class StaleContext:
         self._log.lose()
 
 
-def _row(
-    request_id: str,
-    kind: RowKind,
-    start: int,
-    end: int,
-    *,
-    slot: int | None = None,
-    visible: int | None = None,
-    border: int = 0,
-) -> Row:
+def _row(request_id: str, kind: RowKind, start: int, end: int) -> Row:
     cost = Cost(tokens=end - start, rows=1)
-    slot = start if slot is None else slot
+    return Row(request_id=request_id, kind=kind, start=start, end=end, slot=start, cost=cost)
+
+
+def _feed_row(request_id: str, feed: Feed) -> Row:
     return Row(
         request_id=request_id,
-        kind=kind,
-        start=start,
-        end=end,
-        slot=slot,
-        visible=visible,
-        border=border,
-        cost=cost,
+        kind=RowKind.PREFILL,
+        start=feed.start,
+        end=feed.end,
+        slot=feed.slot,
+        visible=feed.visible,
+        border=feed.border,
+        cost=Cost(tokens=feed.end - feed.start, rows=1),
     )

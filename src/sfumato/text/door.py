@@ -43,13 +43,15 @@ class ScoreReplay:
 class TextDoor:
     """Checks specs and builds the work of requests.
 
-    num_pages: pages of the pool. replays: prepared by an in-process caller, by request id.
+    num_pages: pages of the pool. max_score_tokens: of one step's scoring rows. replays: prepared by an
+    in-process caller, by request id.
     """
 
     traits: ModelTraits
     page_size: int
     num_pages: int
     max_logits_bytes: int
+    max_score_tokens: int
     replays: dict[str, Replay | ScoreReplay] = field(default_factory=dict)
 
     def __call__(self, request_id: str, spec: Spec) -> TextWork | MonteCarloWork | SequentialWork:
@@ -68,11 +70,11 @@ class TextDoor:
         check_score(spec, self.traits, self.page_size)
         work: MonteCarloWork | SequentialWork
         if self.traits.has_exact_cache:
-            work = SequentialWork(spec, self.traits, self.page_size)
+            work = SequentialWork(spec, self.traits, self.page_size, self.max_score_tokens)
         else:
             masks = draw_masks(len(spec.target_ids), spec) if replay is None else replay.masks
-            work = MonteCarloWork(spec, self.traits, masks)
-        self._check_pages(work.pages_at_most(), len(work.token_ids))
+            work = MonteCarloWork(spec, self.traits, masks, self.max_score_tokens)
+        self._check_pages(work.standing("").pages_at_most, len(work.token_ids))
         return work
 
     def _text(self, spec: TextSpec, replay: Replay | None) -> TextWork:
@@ -80,7 +82,7 @@ class TextDoor:
             work = self._build(spec, self._check_spec(spec))
         else:
             work = self._build(spec, replay.algorithm, replay)
-        self._check_pages(work.pages_at_most(), work.canvas.length)
+        self._check_pages(work.standing("").pages_at_most, work.canvas.length)
         return work
 
     def check(self, spec: Spec) -> None:

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from sfumato.core.messages import Usage
-from sfumato.core.plan import Cost, Row, RowKind, RowResult
-from sfumato.core.request import Progress
+from sfumato.core.plan import Row, RowResult
+from sfumato.core.request import Missing, Progress, Standing
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import NotSupported, RequestError
 from sfumato.text.batching import FedRow
@@ -32,54 +32,29 @@ class PrefillWork:
         self._cached_len = 0
         self.nfe = 0
 
-    def phase(self) -> RowKind:
-        """Return PREFILL until all keys are there; what comes then is the peer's."""
-        return RowKind.PREFILL if self._cached_len < len(self._known) else RowKind.DENOISE
-
-    def rows(self, request_id: str, max_tokens: int) -> tuple[Row, ...]:
-        """Return the next whole blocks, about max_tokens, one block at least."""
-        size, start = self.block_length, self._cached_len
-        end = min(len(self._known), start + max(size, max_tokens // size * size))
-        cost = Cost(tokens=end - start, rows=1)
-        kind = RowKind.PREFILL
-        return (Row(request_id=request_id, kind=kind, start=start, end=end, slot=start, cost=cost),)
-
-    def pages_for(self, rows: tuple[Row, ...]) -> int:
-        """Return the pages up to the last position that is written."""
-        return max(row.end for row in rows) // self._page_size
-
-    def pages_to_progress(self) -> int:
-        """Return all pages: a prompt that does not fit beside the others waits."""
-        return self.pages_at_most()
-
-    def pages_at_most(self) -> int:
-        """Return the pages of all known tokens."""
-        return len(self._known) // self._page_size
-
-    def remaining(self) -> int:
-        """Return the tokens without keys."""
-        return len(self._known) - self._cached_len
-
-    def known_tokens(self) -> tuple[int, ...]:
-        """Return all tokens."""
-        return self._known
-
-    def cache_key(self) -> str:
-        """Keys and values depend on how the tokens are cut into blocks."""
-        return f"block{self._block_length}" if self.traits.context_granularity != 1 else "causal"
-
-    @property
-    def block_length(self) -> int:
-        """Return how many tokens are cached, and shared, together."""
-        return self._page_size if self.traits.context_granularity == 1 else self._block_length
+    def standing(self, request_id: str) -> Standing:
+        """Return where it stands: with all keys there nothing follows, for what comes then is the peer's."""
+        end, is_causal = len(self._known), self.traits.context_granularity == 1
+        unit = self._page_size if is_causal else self._block_length
+        num_pages = end // self._page_size
+        return Standing(
+            request_id=request_id,
+            missing=Missing(self._cached_len, end, unit) if self._cached_len < end else None,
+            denoise=(),
+            # All pages: a prompt that does not fit beside the others waits.
+            pages_to_progress=num_pages,
+            pages_at_most=num_pages,
+            page_size=self._page_size,
+            remaining=end - self._cached_len,
+            known_tokens=self._known,
+            cached_len=self._cached_len,
+            cache_key="causal" if is_causal else f"block{self._block_length}",
+            block_length=unit,
+        )
 
     def resume_at(self, cached_len: int) -> None:
         """Continue with this many cached positions."""
         self._cached_len = cached_len
-
-    def cached_len(self) -> int:
-        """Return how many leading positions have keys."""
-        return self._cached_len
 
     def arrive(self, cached_len: int, nfe: int) -> None:
         """Take keys of yet another peer as present."""
@@ -123,9 +98,9 @@ def make_prefill(
             limit=page_size,
         )
     work = PrefillWork(known_ids, traits, block_length=block_length, page_size=page_size)
-    if work.pages_at_most() > num_pages:
+    if len(known_ids) // page_size > num_pages:
         raise RequestError(
-            f"the prompt needs {work.pages_at_most()} KV pages, the prefill engine has {num_pages}",
+            f"the prompt needs {len(known_ids) // page_size} KV pages, the prefill engine has {num_pages}",
             field="prompt",
             value=len(known_ids),
             limit=num_pages * page_size,

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from sfumato.core.messages import FinishReason, Score, TokenLogprob, Usage
 from sfumato.core.plan import Cost, Row, RowKind, RowResult, Scores
-from sfumato.core.request import Progress
+from sfumato.core.request import Missing, Progress, Standing
 from sfumato.core.spec import ScoreSpec
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError, NotSupported, RequestError
@@ -97,15 +97,19 @@ def draw_masks(target_len: int, spec: ScoreSpec) -> NDArray[np.bool_]:
 
 
 class ScoringWork(ABC):
-    """What both kinds of scoring have in common: rows that are fed once and read, in any order."""
+    """What both kinds of scoring have in common: rows that are fed once and read, in any order.
 
-    def __init__(self, spec: ScoreSpec, traits: ModelTraits) -> None:
+    max_tokens: of the rows of one step.
+    """
+
+    def __init__(self, spec: ScoreSpec, traits: ModelTraits, max_tokens: int) -> None:
         self.spec = spec
         self.traits = traits
         self.token_ids = np.asarray((*spec.prompt_ids, *spec.target_ids), dtype=np.int64)
         self.prompt_len = len(spec.prompt_ids)
         # Exact scores are those of what is served, which never chooses the mask; the estimate is the paper's.
         self.excluded_ids = () if spec.num_samples else (traits.mask_token_id,)
+        self._max_tokens = max_tokens
         self._nfe = 0
         self._hit_len = 0
 
@@ -116,15 +120,6 @@ class ScoringWork(ABC):
     @abstractmethod
     def scored(self, row: Row) -> NDArray[np.int64]:
         """Return the positions that a row reads."""
-
-    @property
-    def block_length(self) -> int:
-        """Return B."""
-        return self.spec.block_length
-
-    def cache_key(self) -> str:
-        """Keys and values depend on how the tokens are cut into blocks."""
-        return f"block{self.spec.block_length}"
 
     def usage(self) -> Usage:
         """Return what the request has cost so far."""
@@ -142,20 +137,28 @@ class MonteCarloWork(ScoringWork):
     the masked share.
     """
 
-    def __init__(self, spec: ScoreSpec, traits: ModelTraits, masks: NDArray[np.bool_]) -> None:
-        super().__init__(spec, traits)
+    def __init__(
+        self, spec: ScoreSpec, traits: ModelTraits, masks: NDArray[np.bool_], max_tokens: int
+    ) -> None:
+        super().__init__(spec, traits, max_tokens)
         self._masks = masks
         self._values: list[float] = []
 
-    def phase(self) -> RowKind:
-        """Nothing is cached."""
-        return RowKind.DENOISE
+    def standing(self, request_id: str) -> Standing:
+        """Nothing is cached and no page is held: a row sees itself alone."""
+        length = len(self.token_ids)
+        return Standing(
+            request_id=request_id,
+            missing=None,
+            denoise=self._rows(request_id),
+            remaining=(len(self._masks) - len(self._values)) * length,
+        )
 
-    def rows(self, request_id: str, max_tokens: int) -> tuple[Row, ...]:
-        """Return the next samples, about max_tokens of them."""
+    def _rows(self, request_id: str) -> tuple[Row, ...]:
+        """Return the next samples, about as many tokens as a step takes."""
         length = len(self.token_ids)
         branches = ("cond", "uncond") if self.spec.cfg_scale else ("cond",)
-        size = max(1, max_tokens // (length * len(branches)))
+        size = max(1, self._max_tokens // (length * len(branches)))
         rows = []
         for sample in range(len(self._values), min(len(self._values) + size, len(self._masks))):
             row = self._score_row(
@@ -164,32 +167,8 @@ class MonteCarloWork(ScoringWork):
             rows += [_with_branch(row, branch) for branch in branches]
         return tuple(rows)
 
-    def pages_for(self, rows: tuple[Row, ...]) -> int:
-        """None: a row sees itself alone."""
-        return 0
-
-    def pages_to_progress(self) -> int:
-        """None."""
-        return 0
-
-    def pages_at_most(self) -> int:
-        """None."""
-        return 0
-
-    def remaining(self) -> int:
-        """Return the tokens of the samples that are left."""
-        return (len(self._masks) - len(self._values)) * len(self.token_ids)
-
-    def known_tokens(self) -> tuple[int, ...]:
-        """Nothing may be shared."""
-        return ()
-
     def resume_at(self, cached_len: int) -> None:
         """Nothing is lost by a retraction."""
-
-    def cached_len(self) -> int:
-        """Nothing is cached."""
-        return 0
 
     def arrive(self, cached_len: int, nfe: int) -> None:
         """Nothing is cached, so nothing is asked of a peer."""
@@ -229,38 +208,41 @@ class SequentialWork(ScoringWork):
     exact keys of the blocks before. The keys of such rows go to scratch slots behind the context.
     """
 
-    def __init__(self, spec: ScoreSpec, traits: ModelTraits, page_size: int) -> None:
-        super().__init__(spec, traits)
+    def __init__(self, spec: ScoreSpec, traits: ModelTraits, page_size: int, max_tokens: int) -> None:
+        super().__init__(spec, traits, max_tokens)
         self._page_size = page_size
         block, length = spec.block_length, len(self.token_ids)
         self._context_len = (length - 1) // block * block
         self._cached_len = 0
         self._positions = list(range(self.prompt_len, length))
+        self._known = tuple(self.token_ids[: self._context_len].tolist())
         self._num_done = 0
         self._rows_at_once = max(1, min(len(self._positions), _SCRATCH_TOKENS // block))
         self._found: dict[int, TokenLogprob] = {}
 
-    def phase(self) -> RowKind:
-        """Return PREFILL while the blocks in front of the last target lack keys."""
-        return RowKind.PREFILL if self._cached_len < self._context_len else RowKind.DENOISE
+    def standing(self, request_id: str) -> Standing:
+        """Return what is missing in front of the last target, and the rows of the next target tokens."""
+        block, is_missing = self.spec.block_length, self._cached_len < self._context_len
+        num_left = len(self._positions) - self._num_done
+        return Standing(
+            request_id=request_id,
+            missing=Missing(self._cached_len, self._context_len, block) if is_missing else None,
+            denoise=self._rows(request_id),
+            pages_to_progress=self._pages(self._context_len + block),
+            pages_at_most=self.pages_at_most(),
+            page_size=self._page_size,
+            remaining=self._context_len - self._cached_len + num_left * block,
+            known_tokens=self._known,
+            cached_len=self._cached_len,
+            # Keys and values depend on how the tokens are cut into blocks.
+            cache_key=f"block{block}",
+            block_length=block,
+        )
 
-    def rows(self, request_id: str, max_tokens: int) -> tuple[Row, ...]:
-        """Return a prefill of whole blocks, or the rows of the next target tokens."""
+    def _rows(self, request_id: str) -> tuple[Row, ...]:
+        """Return the rows of the next target tokens."""
         block = self.spec.block_length
-        if self.phase() is RowKind.PREFILL:
-            end = min(self._context_len, self._cached_len + max(block, max_tokens // block * block))
-            cost = Cost(tokens=end - self._cached_len, rows=1)
-            return (
-                Row(
-                    request_id=request_id,
-                    kind=RowKind.PREFILL,
-                    start=self._cached_len,
-                    end=end,
-                    slot=self._cached_len,
-                    cost=cost,
-                ),
-            )
-        size = max(1, min(self._rows_at_once, max_tokens // block))
+        size = max(1, min(self._rows_at_once, self._max_tokens // block))
         rows = []
         for place, position in enumerate(self._positions[self._num_done : self._num_done + size]):
             start = position // block * block
@@ -268,39 +250,18 @@ class SequentialWork(ScoringWork):
             rows.append(_in_slots(row, slot=self._context_len + place * block, visible=start))
         return tuple(rows)
 
-    def pages_for(self, rows: tuple[Row, ...]) -> int:
-        """Return how many pages hold everything up to the last slot that is written."""
-        return self._pages(max((row.slot or 0) + row.end - row.start for row in rows))
-
-    def pages_to_progress(self) -> int:
-        """Return the pages of the context and of one row."""
-        return self._pages(self._context_len + self.spec.block_length)
-
     def pages_at_most(self) -> int:
         """Return the pages of the context and of all rows of a step."""
         return self._pages(self._context_len + self._rows_at_once * self.spec.block_length)
 
-    def remaining(self) -> int:
-        """Return the tokens without keys and the rows that are left."""
-        num_left = len(self._positions) - self._num_done
-        return self._context_len - self._cached_len + num_left * self.spec.block_length
-
     def _pages(self, num_slots: int) -> int:
         return -(-num_slots // self._page_size)
-
-    def known_tokens(self) -> tuple[int, ...]:
-        """Return the tokens of the blocks in front of the last target."""
-        return tuple(self.token_ids[: self._context_len].tolist())
 
     def resume_at(self, cached_len: int) -> None:
         """Continue with this many cached positions; what was read stays."""
         self._cached_len = cached_len
         if not self._nfe:
             self._hit_len = cached_len
-
-    def cached_len(self) -> int:
-        """Return how many leading positions have keys."""
-        return self._cached_len
 
     def arrive(self, cached_len: int, nfe: int) -> None:
         """Take keys that a peer computed as present; its forwards count as the request's."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from sfumato.core.messages import CanvasView, FinishReason, TokenLogprob, Usage
 from sfumato.core.plan import Cost, Decision, Row, RowKind, RowResult
-from sfumato.core.request import Progress
+from sfumato.core.request import Progress, Standing
 from sfumato.core.spec import TextSpec
 from sfumato.core.traits import ModelTraits
 from sfumato.text.batching import FedRow
@@ -62,21 +62,34 @@ class TextWork:
         self._nfe = 0
         self._logprobs: dict[int, TokenLogprob] = {}
 
-    def phase(self) -> RowKind:
-        """Return PREFILL while the next step needs keys that are not there."""
-        return RowKind.PREFILL if self.context.is_missing(self.canvas, self.round) else RowKind.DENOISE
+    def standing(self, request_id: str) -> Standing:
+        """Return where it stands."""
+        canvas, step = self.canvas, self.round
+        uses_slots, is_exact = self.walk.uses_slots, self.traits.has_exact_cache
+        missing = self.context.missing(request_id, canvas, step)
+        return Standing(
+            request_id=request_id,
+            missing=missing,
+            denoise=() if step is None else self._rows(request_id, step, rides=missing is None),
+            pages_ahead=self._pages_ahead(),
+            pages_to_progress=self._pages(canvas.block_end if is_exact else canvas.length),
+            pages_at_most=self._pages(canvas.length + self.walk.extra_slots),
+            page_size=self._page_size if uses_slots else 0,
+            remaining=self._remaining(),
+            known_tokens=self._known_tokens(),
+            cached_len=self.context.cached_len,
+            # Keys depend on how the tokens are cut into blocks, unless each token is encoded by itself.
+            cache_key=f"block{canvas.block_length}" if self.traits.context_granularity != 1 else "causal",
+            block_length=self._page_size if self.traits.context_granularity == 1 else canvas.block_length,
+        )
 
-    def rows(self, request_id: str, max_tokens: int) -> tuple[Row, ...]:
-        """Return the rows of the next step; a prefill takes about max_tokens, one block at least."""
-        if self.phase() is RowKind.PREFILL:
-            return (self.context.prefill_row(request_id, self.canvas, max_tokens),)
-        step = self.round
-        assert step is not None
+    def _rows(self, request_id: str, step: Round, *, rides: bool) -> tuple[Row, ...]:
+        """Return the rows of the next denoise step; rides: what was committed last may still lack keys."""
         num_read = len(self.read_positions(step))
         denoise = self._denoise_row(request_id, step, "cond", num_read)
         if self.transform.guidance_scale:
             return (denoise, self._denoise_row(request_id, step, "uncond", num_read))
-        riding = self.context.riding_row(request_id, self.canvas)
+        riding = self.context.riding_row(request_id, self.canvas) if rides else None
         return (denoise,) if riding is None else (riding, denoise)
 
     def _denoise_row(self, request_id: str, step: Round, branch: str, num_read: int) -> Row:
@@ -114,23 +127,20 @@ class TextWork:
         """Return the expected embeddings [W, width] that the next step's tokens are fed with, if any."""
         return self.algorithm.addend(self.canvas.algorithm_state)
 
-    def pages_for(self, rows: tuple[Row, ...]) -> int:
-        """Return how many pages hold everything that is written or seen."""
-        if not self.walk.uses_slots:
-            return 0
-        return self._pages(max(max((row.slot or 0) + row.end - row.start, row.visible or 0) for row in rows))
+    def _pages(self, num_slots: int) -> int:
+        return -(-num_slots // self._page_size) if self.walk.uses_slots else 0
 
-    def pages_to_progress(self) -> int:
-        """Return the pages up to the end of the open block, or of the whole canvas where all of it is fed."""
-        if not self.walk.uses_slots:
-            return 0
-        return self._pages(self.canvas.block_end if self.traits.has_exact_cache else self.canvas.length)
+    def _pages_ahead(self) -> int:
+        """Return the pages up to the end of the next block that is open, or of all that is ever fed."""
+        canvas = self.canvas
+        if not self.traits.has_exact_cache:
+            return self._pages(canvas.length + self.walk.extra_slots)
+        behind = np.flatnonzero(canvas.undecided[canvas.block_end :])
+        first = canvas.block_end + int(behind[0]) if behind.size else canvas.block_end - 1
+        blocks = (first - canvas.origin) // canvas.block_length + 1
+        return self._pages(min(canvas.length, canvas.origin + blocks * canvas.block_length))
 
-    def pages_at_most(self) -> int:
-        """Return the pages of the whole canvas."""
-        return self._pages(self.canvas.length + self.walk.extra_slots) if self.walk.uses_slots else 0
-
-    def remaining(self) -> int:
+    def _remaining(self) -> int:
         """Guess from the tokens per step so far; before the first step, one."""
         canvas, step = self.canvas, self.round
         if step is None:
@@ -141,10 +151,7 @@ class TextWork:
         missing = canvas.block_start - self.context.cached_len if self.traits.has_exact_cache else 0
         return missing + max(1, steps) * (step.feed.end - step.feed.start)
 
-    def _pages(self, num_slots: int) -> int:
-        return -(-num_slots // self._page_size)
-
-    def known_tokens(self) -> tuple[int, ...]:
+    def _known_tokens(self) -> tuple[int, ...]:
         """Return the tokens left of the open block, where their keys are exact."""
         if not self.traits.has_exact_cache:
             return ()
@@ -152,24 +159,11 @@ class TextWork:
             self._known = tuple(self.canvas.token_ids[: self.canvas.block_start].tolist())
         return self._known
 
-    def cache_key(self) -> str:
-        """Keys and values depend on how the tokens are cut into blocks."""
-        return f"block{self.canvas.block_length}" if self.traits.context_granularity != 1 else "causal"
-
-    @property
-    def block_length(self) -> int:
-        """Return how many tokens are cached, and shared, together."""
-        return self._page_size if self.traits.context_granularity == 1 else self.canvas.block_length
-
     def resume_at(self, cached_len: int) -> None:
         """Continue with this many cached positions; the canvas, decided positions included, is kept."""
         self.context.reset(cached_len)
         if not self._nfe:
             self._hit_len = min(cached_len, self.canvas.prompt_len)
-
-    def cached_len(self) -> int:
-        """Return how many leading positions have final keys and values."""
-        return self.context.cached_len
 
     def arrive(self, cached_len: int, nfe: int) -> None:
         """Take keys that a peer computed as present; its forwards count as the request's."""

@@ -111,6 +111,22 @@ def serve(
             show_default="fair",
         ),
     ] = None,
+    overlap: Annotated[
+        str | None,
+        typer.Option(
+            help="on: a step is launched while the one before runs; off; auto: where that is faster.",
+            rich_help_panel=_ENGINE,
+            show_default="auto",
+        ),
+    ] = None,
+    data_parallel: Annotated[
+        int | None,
+        typer.Option(
+            help="Engines per model; a request goes where its prefix is, or to the least busy.",
+            rich_help_panel=_ENGINE,
+            show_default="1",
+        ),
+    ] = None,
     max_prefill_tokens: Annotated[
         int | None,
         typer.Option(help="Prompt tokens per forward.", rich_help_panel=_ENGINE, show_default="2048"),
@@ -152,6 +168,8 @@ def serve(
         context_length=context_length,
         policy=policy,
         order=order,
+        overlap=overlap,
+        data_parallel=data_parallel,
         max_running_requests=max_running_requests,
         max_prefill_tokens=max_prefill_tokens,
         denoise_every=denoise_every,

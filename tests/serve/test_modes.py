@@ -1,0 +1,124 @@
+"""The same answers in every mode, through the front door; and what a replica that dies takes with it."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+from openai import APIError, InternalServerError
+
+from tests.serve.running import SDAR, SLOW, Server, is_running, serving
+
+MODES = {
+    "overlap": ("--overlap", "on"),
+    "replicas": ("--data-parallel", "2"),
+    "replicas and overlap": ("--data-parallel", "2", "--overlap", "on"),
+}
+QUESTIONS = (
+    "Tom has 12 apples and buys 7 more. How many has he?",
+    "Sort the words: pear apple fig",
+    "12+7=",
+    "Mia, 34, nurse in Oslo",
+)
+ALGORITHMS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("sdar", {}),
+    ("sdar", {"remasking_strategy": "sequential"}),
+    ("low_confidence", {"threshold": 0.8}),
+    ("fast_dllm", {"factor": 1.0}),
+    ("joint_threshold", {"max_post_edit_steps": 4}),
+    ("dinfer", {}),
+)
+
+
+def mixed(seed: int, count: int) -> list[tuple[str, dict[str, Any]]]:
+    """Return paths and bodies of unlike requests."""
+    rng, found = random.Random(seed), []
+    for _ in range(count):
+        name, parameters = rng.choice(ALGORITHMS)
+        body: dict[str, Any] = {
+            "model": SDAR,
+            "max_tokens": rng.choice([3, 16, 40]),
+            "temperature": rng.choice([0.0, 0.0, 0.8]),
+            "seed": rng.randrange(50),
+            "algorithm": name,
+            "algorithm_parameters": parameters,
+            "block_length": rng.choice([16, 32]),
+            "return_token_ids": True,
+        }
+        if rng.random() < 0.5:
+            messages = [{"role": "user", "content": rng.choice(QUESTIONS)}]
+            found.append(("/v1/chat/completions", body | {"messages": messages}))
+        else:
+            prompt = [rng.randrange(5, 200) for _ in range(rng.choice([1, 20, 70]))]
+            found.append(("/v1/completions", body | {"prompt": prompt, "n": rng.choice([1, 1, 2])}))
+    return found
+
+
+def answers(server: Server, asked: list[tuple[str, dict[str, Any]]]) -> list[list[Any]]:
+    """Send all requests, sixteen at a time, and return the tokens and ends of their choices."""
+
+    def one(request: tuple[str, dict[str, Any]]) -> list[Any]:
+        path, body = request
+        answer = server.http.post(path, json=body)
+        assert answer.status_code == 200, answer.text
+        return [(choice["token_ids"], choice["finish_reason"]) for choice in answer.json()["choices"]]
+
+    with ThreadPoolExecutor(16) as pool:
+        return list(pool.map(one, asked))
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_answers_are_those_of_the_plain_mode(server: Server, tmp_path: Path, mode: str) -> None:
+    asked = mixed(1, 40)
+    with serving(tmp_path, SDAR, "--dtype", "float32", *MODES[mode]) as other:
+        assert answers(other, asked) == answers(server, asked)
+        other.signal()
+        assert other.wait() == 0
+        assert other.left_behind() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", MODES)
+def test_200_answers_are_those_of_the_plain_mode(server: Server, tmp_path: Path, mode: str) -> None:
+    asked = mixed(2, 200)
+    with serving(tmp_path, SDAR, "--dtype", "float32", *MODES[mode]) as other:
+        assert answers(other, asked) == answers(server, asked)
+
+
+def test_a_replica_that_dies_leaves_the_rest_to_the_other(tmp_path: Path) -> None:
+    # One place per replica, so that what is behind the first requests has not begun.
+    arguments = (SDAR, "--dtype", "float32", "--data-parallel", "2", "--max-running-requests", "1")
+    with serving(tmp_path, *arguments) as server, server.client() as openai:
+        assert len(server.engines) == 2
+        assert openai.models.retrieve(SDAR).model_extra["num_replicas"] == 2  # type: ignore[index]
+        assert server.http.get("/health").json()["status"] == "ok"
+        bodies = [{"model": SDAR, "prompt": [5, 6, n], "max_tokens": 200, **SLOW} for n in range(6)]
+        with ThreadPoolExecutor(6) as pool:
+            running = [pool.submit(server.http.post, "/v1/completions", json=body) for body in bodies]
+            assert server.wait_for("sfumato_running_requests", SDAR, 2.0)
+            assert server.wait_for("sfumato_waiting_requests", SDAR, 4.0)
+            time.sleep(0.3)
+            os.kill(server.engines[0], signal.SIGKILL)
+            found = [call.result() for call in running]
+        lost = [answer for answer in found if answer.status_code != 200]
+        # Only the one that had begun to answer.
+        assert [answer.status_code for answer in lost] == [503]
+        assert "gone" in lost[0].json()["error"]["message"]
+        health = server.http.get("/health")
+        assert health.status_code == 200
+        assert health.json()["status"] == "degraded"
+        after = openai.completions.create(model=SDAR, prompt=[5, 6, 7], max_tokens=4)
+        assert after.choices[0].finish_reason
+        os.kill(server.engines[1], signal.SIGKILL)
+        while is_running(server.engines[1]):
+            time.sleep(0.01)
+        with pytest.raises((InternalServerError, APIError)):
+            openai.completions.create(model=SDAR, prompt=[5, 6, 7], max_tokens=4)
+        assert server.http.get("/health").status_code == 503
+    assert "Traceback" not in (tmp_path / "stderr.txt").read_text()
