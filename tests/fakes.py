@@ -23,6 +23,7 @@ from sfumato.engine.build import assemble
 from sfumato.engine.engine import DirectInbox, DirectOutbox
 from sfumato.engine.limits import Limits
 from sfumato.engine.loop import EngineLoop
+from sfumato.engine.peering import Peering
 from sfumato.models.batch import Batch
 from sfumato.text.work import TextWork
 
@@ -133,6 +134,7 @@ class Harness:
     depth: int = 0
     traits: ModelTraits = field(default_factory=make_traits)
     model: TableModel = field(default_factory=TableModel)
+    peering: Peering | None = None
 
     def __post_init__(self) -> None:
         self.clock = ManualClock()
@@ -156,6 +158,7 @@ class Harness:
             limits=self.limits,
             chunk_bytes=1 << 20,
             depth=self.depth,
+            peering=self.peering,
             clock=self.clock,
         )
         for lane in self.loop.lanes:
@@ -224,17 +227,24 @@ class Harness:
         leaving = [request for lane in self.loop.lanes for request in lane.requests()]
         holders = {id(request): request for request in (*self.loop.live.values(), *leaving)}
         held = sum(len(request.lease.pages) for request in holders.values() if request.lease)
+        held += self.num_draining()
         pool = self.loop.scheduler._pages.pool
         assert pool.num_free + pool.num_leased + pool.num_cached == pool.num_pages
         assert held >= pool.num_leased
         for request in self.loop.live.values():
             assert request.status is not Status.ENDED
+            if not isinstance(request.work, TextWork):
+                continue
             canvas = self.work(request.id).canvas
             assert not (canvas.pinned & canvas.undecided).any()
             was_pinned, tokens = self._pinned.get(request.arrival, (canvas.pinned, canvas.token_ids))
             assert canvas.pinned[was_pinned].all()
             assert (canvas.token_ids[was_pinned] == tokens[was_pinned]).all()
             self._pinned[request.arrival] = (canvas.pinned.copy(), canvas.token_ids.copy())
+
+    def num_draining(self) -> int:
+        """Return pages that no request holds and a peer may still write to."""
+        return 0
 
     def run(self, max_steps: int = 1000) -> None:
         """Step until nothing is live."""

@@ -9,6 +9,7 @@ import msgspec
 
 from sfumato.core.spec import ParameterValue
 from sfumato.engine.limits import Limits
+from sfumato.engine.peer_config import PeerConfig
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -37,6 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     MLPs where there are none. rank: which of them this is. rendezvous: host:port where they meet, if somebody
     else starts them; None: rank 0 spawns the others. is_rendezvous_open: somebody else has opened it.
     rank_timeout: seconds that a rank may keep the others waiting.
+    peering: which rows run here, and which peers run the others.
     """
 
     model: str
@@ -68,6 +70,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     def world_size(self) -> int:
         """Return how many ranks hold the model together."""
         return self.tensor_parallel * self.data_parallel_attention
+
+    peering: PeerConfig = PeerConfig()
 
     def overrides(self) -> Overrides:
         """Return what replaces a checkpoint's own values."""
@@ -101,8 +105,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.overlap not in OVERLAPS:
             raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
         self._check_ranks()
+        self.peering.check()
         if self.parameters and self.algorithm is None:
             raise ConfigError(f"--algorithm-parameters {self.parameters} need --algorithm")
+
+    def _divided_by(self) -> str | None:
+        """Name the option that divides one model among ranks, if one does."""
+        if self.tensor_parallel > 1:
+            return f"--tensor-parallel {self.tensor_parallel}"
+        return "--data-parallel-attention" if self.data_parallel_attention > 1 else None
 
     def _check_ranks(self) -> None:
         if self.rank_timeout <= 0:
@@ -115,6 +126,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.data_parallel_attention > 1 and self.rendezvous is None:
             raise ConfigError(
                 f"{self.data_parallel_attention} ranks of --data-parallel-attention need a rendezvous"
+            )
+        divided = self._divided_by()
+        if divided is not None and not self.peering.is_alone:
+            raise ConfigError(
+                f"{divided} does not go with --role, --peers or --disaggregate: "
+                "each rank would hand over its own part of keys and values"
             )
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank {self.rank} is not one of the {self.world_size} ranks")

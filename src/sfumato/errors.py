@@ -5,6 +5,7 @@ SfumatoError
 │   └── NotSupported    a legal field that this model or build refuses by name
 ├── CheckpointError     a checkpoint that cannot be loaded; names the tensor, the field or the file
 ├── ConfigError         options that exclude each other or cannot be met; raised at start
+│   └── PeerRefused     a peer with another secret, another model or another layout; names the difference
 └── EngineError         a broken invariant; stops the process
     └── EngineDied      the engine process is gone; every request it held has ended
 """
@@ -36,6 +37,10 @@ class CheckpointError(SfumatoError):
 
 class ConfigError(SfumatoError):
     """Options that contradict each other or the machine; both are named."""
+
+
+class PeerRefused(ConfigError):
+    """Two engines that cannot work together; says what differs."""
 
 
 class EngineError(SfumatoError):

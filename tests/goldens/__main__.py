@@ -4,7 +4,8 @@ With --together SEED all cases of a checkpoint share one engine, submitted at ra
 engine (logits, step functions) is left out. Prints a line per case and a last line
 `N passed, N failed, N skipped`; exit status 1 on any failure. What --kinds and --checkpoints exclude is
 neither run nor counted; an unknown kind counts as failed. With --tensor-parallel N engine cases run on N
-processes, the others as without.
+processes, the others as without. With --disaggregate prompts are prefilled by a second engine; cases of
+bidirectional models are refused with the reason and not counted.
 """
 
 from __future__ import annotations
@@ -17,7 +18,17 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from sfumato.errors import SfumatoError
-from tests.goldens import diffusion_gemma, dream, llada, llada2, logits, logits_cached, sdar, steps
+from tests.goldens import (
+    diffusion_gemma,
+    disaggregated,
+    dream,
+    llada,
+    llada2,
+    logits,
+    logits_cached,
+    sdar,
+    steps,
+)
 from tests.goldens.cases import Case, find_cases
 from tests.goldens.replay import Mismatch, Mode, Planned, end_ranks, joint_checkpoint, load_for, run
 
@@ -80,6 +91,9 @@ PLANS: dict[str, Callable[[Case], Planned]] = {
     "generate_diffusers": diffusion_gemma.plan_diffusers,
 }
 
+# Begins what is said of a case that a mode cannot run, for a reason that is its own.
+REFUSED = "refused: "
+
 SUPPORTED = Path(__file__).with_name("supported.txt")
 
 
@@ -90,18 +104,32 @@ def main(arguments: list[str] | None = None) -> int:
     if not selections:
         print("no folder given")
         return 2
-    mode = Mode(
-        overlap=options.overlap,
-        num_replicas=options.data_parallel,
-        tensor_parallel=options.tensor_parallel,
-    )
+    with disaggregated.starting(options.disaggregate) as (start, summary):
+        mode = Mode(
+            overlap=options.overlap,
+            num_replicas=options.data_parallel,
+            tensor_parallel=options.tensor_parallel,
+            start=start,
+        )
+        try:
+            return _replay_all(selections, options, mode, summary)
+        finally:
+            end_ranks()
+
+
+def _replay_all(
+    selections: list[tuple[Path, set[str], str]],
+    options: argparse.Namespace,
+    mode: Mode,
+    summary: Callable[[], list[str]],
+) -> int:
     passed = failed = 0
     for folder, kinds, checkpoints in selections:
         cases = [case for case in find_cases(folder) if _is_chosen(case, kinds, checkpoints)]
         if not cases:
             print(f"FAIL {folder}: no case was chosen")
             failed += 1
-        if options.together is not None:
+        if options.together is not None or options.disaggregate is not None:
             cases = [case for case in cases if case.kind not in REPLAYS]
         problems = (
             replay_each(cases, mode)
@@ -109,9 +137,13 @@ def main(arguments: list[str] | None = None) -> int:
             else replay_together(cases, options.together, mode)
         )
         for case, problem in problems:
+            if problem is not None and problem.startswith(REFUSED):
+                print(f"REFUSED {case.name}: {problem.removeprefix(REFUSED)}", flush=True)
+                continue
             passed, failed = passed + (problem is None), failed + (problem is not None)
             print(f"PASS {case.name}" if problem is None else f"FAIL {case.name}: {problem}", flush=True)
-    end_ranks()
+    for line in summary():
+        print(line)
     print(f"{passed} passed, {failed} failed, 0 skipped")
     return 1 if failed else 0
 
@@ -146,7 +178,11 @@ def replay_together(cases: list[Case], seed: int, mode: Mode) -> Iterator[tuple[
             joint_checkpoint([planned.checkpoint for _, planned in members]), mode.tensor_parallel
         )
         asked = [asked for _, planned in members for asked in planned.asked]
-        recordings = iter(run(loaded, asked, seed, mode))
+        try:
+            recordings = iter(run(loaded, asked, seed, mode))
+        except disaggregated.Refused as error:
+            yield from ((case, f"{REFUSED}{error}") for case, _ in members)
+            continue
         for case, planned in members:
             own = [next(recordings) for _ in planned.asked]
             yield case, _problem(lambda planned=planned, own=own: planned.verify(own))  # type: ignore[misc]
@@ -156,6 +192,8 @@ def _problem(act: Callable[[], None]) -> str | None:
     """Run something; return what went wrong, or None."""
     try:
         act()
+    except disaggregated.Refused as error:
+        return f"{REFUSED}{error}"
     except (AssertionError, SfumatoError) as error:
         return f"{type(error).__name__}: {error}"
     except Exception:  # one broken case must not hide the results of the others
@@ -183,6 +221,13 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="run engine cases on a model that N processes hold together",
+    )
+    parser.add_argument(
+        "--disaggregate",
+        nargs="?",
+        const="in-process",
+        choices=disaggregated.TRANSPORTS,
+        help="prefill in a second engine: in this process, or in one of its own over sockets or NIXL",
     )
     parser.add_argument(
         "--supported", action="store_true", help="replay what supported.txt lists, below each given folder"

@@ -218,17 +218,18 @@ class RecordingWalk:
 class Mode:
     """How the cases are run; the tokens and the counts may not depend on it.
 
-    num_replicas: engines among which a router spreads the requests.
+    num_replicas: engines among which a router spreads the requests. start: makes one of what was loaded.
     """
 
     overlap: bool = False
     num_replicas: int = 1
     tensor_parallel: int = 1
+    start: Callable[[Loaded], Engine] = Engine.from_loaded
 
     def engines(self, loaded: Loaded) -> list[Engine]:
         """Start the engines on a model that is in memory."""
         config = msgspec.structs.replace(loaded.config, overlap="on" if self.overlap else "off")
-        return [Engine.from_loaded(replace(loaded, config=config)) for _ in range(self.num_replicas)]
+        return [self.start(replace(loaded, config=config)) for _ in range(self.num_replicas)]
 
 
 def run(
@@ -236,7 +237,15 @@ def run(
 ) -> list[Recording]:
     """Run all requests: all at once, or at random times that the seed decides."""
     engines = (mode or Mode()).engines(loaded)
-    router = Router(len(engines), shares_prefixes=loaded.traits.has_exact_cache)
+    try:
+        return _run(engines, asked, seed)
+    finally:
+        for engine in engines:
+            engine.close()
+
+
+def _run(engines: list[Engine], asked: list[Asked], seed: int | None) -> list[Recording]:
+    router = Router(len(engines), shares_prefixes=engines[0].traits.has_exact_cache)
     recordings = [Recording() for _ in asked]
     by_id: dict[str, Recording] = {}
     for engine in engines:
@@ -273,7 +282,15 @@ def _recording_works(make_work: WorkFactory, by_id: dict[str, Recording]) -> Wor
             recording.num_encoded += 1
             note(row)
 
+        arrive = work.arrive
+
+        def count_arrival(cached_len: int, nfe: int) -> None:
+            # Keys that a peer sent and their ragged rest, which is fed here, were one encoding.
+            recording.num_encoded += bool(nfe) and cached_len == work.canvas.block_start
+            arrive(cached_len, nfe)
+
         work.context.note = count  # type: ignore[method-assign]
+        work.arrive = count_arrival  # type: ignore[method-assign]
         return work
 
     return keep_work

@@ -3,8 +3,32 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import StrEnum
 
 from sfumato.errors import EngineError
+
+
+class LeaseState(StrEnum):
+    """Who may write to the pages of a lease.
+
+    READY: this process alone. PENDING: a peer fills them. FAILED: a peer has stopped before it was through.
+    DRAINING: nobody here wants them, but a peer has not said yet that it writes no more.
+    """
+
+    READY = "ready"
+    PENDING = "pending"
+    FAILED = "failed"
+    DRAINING = "draining"
+
+
+# From which state a lease may come into another.
+_STEPS = {
+    LeaseState.READY: {LeaseState.PENDING},
+    LeaseState.PENDING: {LeaseState.READY, LeaseState.FAILED, LeaseState.DRAINING},
+    LeaseState.DRAINING: {LeaseState.FAILED},
+    LeaseState.FAILED: {LeaseState.READY},
+}
+_WRITTEN_BY_PEERS = {LeaseState.PENDING, LeaseState.DRAINING}
 
 
 @dataclass(slots=True, eq=False)
@@ -15,6 +39,13 @@ class PageLease:
     pages: list[int] = field(default_factory=list)
     num_shared: int = 0
     is_released: bool = False
+    state: LeaseState = LeaseState.READY
+
+    def become(self, state: LeaseState) -> None:
+        """Enter a state. Raises EngineError where no way leads there."""
+        if state not in _STEPS[self.state]:
+            raise EngineError(f"the lease of {self.owner} is {self.state.value} and cannot be {state.value}")
+        self.state = state
 
 
 class PagePool:
@@ -79,6 +110,8 @@ class PagePool:
         """Give every page of a lease back. Raises EngineError on a second call."""
         if lease.is_released:
             raise EngineError(f"double free: the lease of {lease.owner} was released already")
+        if lease.state in _WRITTEN_BY_PEERS:
+            raise EngineError(f"the lease of {lease.owner} is {lease.state.value}: a peer may write to it")
         lease.is_released = True
         for page in reversed(lease.pages):
             self._return(page)

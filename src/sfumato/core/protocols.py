@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Protocol
 
+from sfumato.core.handover import PeerEvent
 from sfumato.core.messages import Message, Turn
 from sfumato.core.plan import StepPlan, StepResult
 from sfumato.core.request import Request, Work
@@ -14,7 +15,11 @@ from sfumato.core.spec import Spec
 class Inbox(Protocol):
     """Messages to the loop."""
 
-    def drain(self, *, wait_seconds: float | None) -> Iterable[Message]:
+    def fileno(self) -> int | None:
+        """Return what becomes readable when a message comes; None where only this thread adds any."""
+        ...
+
+    def drain(self, *, wait_seconds: float | None) -> Iterable[Message | PeerEvent]:
         """Return all messages that are there.
 
         wait_seconds: 0 returns at once; a number waits that long for the first; None waits for ever.

@@ -11,10 +11,14 @@ from sfumato.core.plan import Cost, Row, RowKind, RowResult
 
 
 class Status(StrEnum):
-    """Where a request stands with the scheduler; its phase is derived from its work."""
+    """Where a request stands with the scheduler; its phase is derived from its work.
+
+    AWAY: it holds pages, and its next rows are a peer's.
+    """
 
     WAITING = "waiting"
     RUNNING = "running"
+    AWAY = "away"
     ENDED = "ended"
 
 
@@ -144,6 +148,10 @@ class Work(Protocol):
 
     def resume_at(self, cached_len: int) -> None:
         """Take the first cached_len positions' keys and values as present, and no others."""
+        ...
+
+    def arrive(self, cached_len: int, nfe: int) -> None:
+        """Take keys and values up to cached_len as present that a peer computed with nfe forwards."""
         ...
 
     def advance(self, results: list[RowResult]) -> Progress:

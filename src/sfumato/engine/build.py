@@ -11,14 +11,17 @@ import torch
 
 from sfumato.cache.pages import PageCache
 from sfumato.config import EngineConfig, memory_bytes
+from sfumato.core.handover import Handover
 from sfumato.core.messages import Gauges
-from sfumato.core.protocols import Inbox, Outbox
+from sfumato.core.protocols import Inbox, Outbox, WorkFactory
 from sfumato.core.request import Request, Status
 from sfumato.core.spec import Decoding
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.lane import Lane
 from sfumato.engine.limits import Limits
 from sfumato.engine.loop import EngineLoop
+from sfumato.engine.peering import MakeEndpoint, Peering, join_peers, open_peering
+from sfumato.engine.peers import NoPeers
 from sfumato.engine.ranks import Announcer, SharedWeights, load_leader, load_shared
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.sync import Alone
@@ -114,8 +117,13 @@ def operator_defaults(config: EngineConfig, traits: ModelTraits) -> ModelTraits:
     return replace(traits, default_algorithm=config.algorithm, default_parameters=dict(config.parameters))
 
 
-def build_loop(loaded: Loaded, inbox: Inbox, outbox: Outbox) -> tuple[EngineLoop, TextDoor]:
-    """Join a loaded model with pages, scheduler, runner and loop."""
+def build_loop(
+    loaded: Loaded, inbox: Inbox, outbox: Outbox, *, make_endpoint: MakeEndpoint | None = None
+) -> tuple[EngineLoop, TextDoor]:
+    """Join a loaded model with pages, scheduler, runner and loop.
+
+    make_endpoint: links to peers in this process; else those that the configuration names.
+    """
     config, traits = loaded.config, loaded.traits
     is_causal = traits.context_granularity == 1
     page_size = config.page_size or (_CAUSAL_PAGE if is_causal else traits.block_length)
@@ -144,6 +152,7 @@ def build_loop(loaded: Loaded, inbox: Inbox, outbox: Outbox) -> tuple[EngineLoop
         depth=_depth(config, loaded.device),
         announce=None if leader is None else Announcer(leader, store, page_size),
         shared=loaded.shared,
+        peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
     )
 
 
@@ -161,6 +170,7 @@ def assemble(
     depth: int = 0,
     announce: Announce | None = None,
     shared: SharedWeights | None = None,
+    peering: Peering | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock."""
@@ -182,9 +192,15 @@ def assemble(
         max_logits_bytes=limits.max_logits_bytes,
         max_score_tokens=limits.max_prefill_tokens,
     )
+    handover: Handover = NoPeers()
+    make_work: WorkFactory = door
+    if peering is not None:
+        handover = join_peers(peering, scheduler, pages, traits, clock)
+        inbox = peering.inbox(inbox)
+        make_work = peering.door(door)
 
     def gauges(live: dict[str, Request]) -> Gauges:
-        running = sum(request.status is Status.RUNNING for request in live.values())
+        running = sum(request.status is not Status.WAITING for request in live.values())
         pool = pages.pool
         return Gauges(
             waiting=len(live) - running,
@@ -201,8 +217,9 @@ def assemble(
         outbox=outbox,
         scheduler=scheduler,
         lanes=(Lane(launching, sync, depth=depth, prepare=_same_threads()),),
-        make_work=door,
+        make_work=make_work,
         gauges=gauges,
+        handover=handover,
         clock=clock,
     )
     return loop, door

@@ -37,12 +37,15 @@ from sfumato.engine.frontend import (
     make_spec,
 )
 from sfumato.engine.loop import EngineLoop
+from sfumato.engine.peering import MakeEndpoint
 from sfumato.errors import ConfigError, EngineError, RequestError
 from sfumato.models.weights import ProgressCallback
 from sfumato.text.door import Replay, ScoreReplay, TextDoor
 from sfumato.text.tokenizer import Tokenizer
 
 _KEPT_STEPS = 10_000
+# A caller that steps an engine whose requests all wait for peers gets its thread back this soon.
+_PEER_SECONDS = 0.02
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 
@@ -56,6 +59,10 @@ class DirectInbox:
     def put(self, message: Message) -> None:
         """Queue a message for the next turn."""
         self._messages.append(message)
+
+    def fileno(self) -> int | None:
+        """Nobody else adds messages."""
+        return None
 
     def drain(self, *, wait_seconds: float | None) -> list[Message]:
         """Return what is queued; nobody else could add to it while this thread waits."""
@@ -131,10 +138,10 @@ class Engine:
         return engine
 
     @classmethod
-    def from_loaded(cls, loaded: Loaded) -> Engine:
-        """Start an engine on a model that is in memory."""
+    def from_loaded(cls, loaded: Loaded, *, make_endpoint: MakeEndpoint | None = None) -> Engine:
+        """Start an engine on a model that is in memory; make_endpoint: links to engines of this process."""
         inbox, outbox = DirectInbox(), DirectOutbox()
-        loop, door = build_loop(loaded, inbox, outbox)
+        loop, door = build_loop(loaded, inbox, outbox, make_endpoint=make_endpoint)
         return cls(loaded, loop, door, inbox, outbox)
 
     @property
@@ -220,7 +227,9 @@ class Engine:
         """Run one turn of the loop and return what it brought."""
         if not self._loop.is_alive:
             raise EngineError("the engine was closed")
-        self._loop.turn()
+        # Only peers could bring something while this thread sleeps.
+        wait = self._loop.may_wait()
+        self._loop.turn(wait_seconds=_PEER_SECONDS if wait is None else min(wait, _PEER_SECONDS))
         self._pending.clear()
         turns = self._outbox.take()
         for turn in turns:
@@ -330,6 +339,7 @@ class Engine:
         if self._loop.is_alive:
             self._inbox.put(Stop(drain=False))
             self._loop.turn()
+            self._loop.handover.close()
         if self._owns_model:
             self._loaded.close()
 

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import assert_never
 
+from sfumato.core.handover import Handover, PeerEvent
 from sfumato.core.messages import (
     Abort,
     FinishReason,
@@ -23,15 +24,19 @@ from sfumato.core.messages import (
 )
 from sfumato.core.plan import StepPlan
 from sfumato.core.protocols import Inbox, Outbox, WorkFactory
-from sfumato.core.request import Progress, Request, Status
+from sfumato.core.request import Progress, Request, Status, Work
 from sfumato.engine.lane import Finished, Lane, Outcome
 from sfumato.engine.scheduler import Scheduler
 from sfumato.errors import EngineError, RequestError
+
+# Where nothing can run until a peer has let go of pages, the loop looks again this soon.
+_STUCK_SECONDS = 0.02
 
 
 class EngineLoop:
     """Owns the live requests; every mode is an argument.
 
+    handover: state and keys to and from peers, where this process runs only some kinds of rows.
     clock: monotonic seconds; deadlines and waiting times are on it.
     """
 
@@ -44,6 +49,7 @@ class EngineLoop:
         lanes: tuple[Lane, ...],
         make_work: WorkFactory,
         gauges: Callable[[dict[str, Request]], Gauges],
+        handover: Handover,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.inbox = inbox
@@ -52,6 +58,7 @@ class EngineLoop:
         self.lanes = lanes
         self.make_work = make_work
         self.gauges = gauges
+        self.handover = handover
         self.clock = clock
         self.live: dict[str, Request] = {}
         self.num_accepted = 0
@@ -59,6 +66,7 @@ class EngineLoop:
         self.is_alive = True
         self.is_paused = False
         self._is_draining = False
+        self._is_stuck = False
         self._accepted: list[str] = []
         self._refusals: list[Refusal] = []
         self._outputs: list[Output] = []
@@ -72,11 +80,14 @@ class EngineLoop:
 
     def may_wait(self) -> float | None:
         """Return how long the loop may sleep for a message: not at all while anything can run."""
-        is_busy = (self.live and not self.is_paused) or any(lane.is_busy for lane in self.lanes)
-        if is_busy or not all(lane.sync.may_wait for lane in self.lanes):
+        if any(lane.is_busy or not lane.sync.may_wait for lane in self.lanes):
             return 0.0
+        if not self.is_paused and any(request.status is not Status.AWAY for request in self.live.values()):
+            return _STUCK_SECONDS if self._is_stuck else 0.0
         deadlines = [request.deadline for request in self.live.values() if request.deadline is not None]
-        return max(0.0, min(deadlines) - self.clock()) if deadlines else None
+        waits = [max(0.0, deadline - self.clock()) for deadline in deadlines]
+        handover = self.handover.wait_seconds()
+        return min(waits if handover is None else [*waits, handover], default=None)
 
     def turn(self, *, wait_seconds: float | None = 0.0) -> None:
         """Take messages in, plan, launch, apply and send: one step of every request that is chosen."""
@@ -89,6 +100,8 @@ class EngineLoop:
                 StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live),
                 is_leaving=self._is_draining and not self.live,
             )
+            in_flight = any(True for _ in lane.requests())
+            self._is_stuck = not (plan.forward or in_flight) and self.handover.wait_seconds() is not None
             if plan.forward:
                 self._note_start(plan)
                 lane.launch(plan, self.live)
@@ -97,13 +110,23 @@ class EngineLoop:
             if finished.result.rows:
                 self.scheduler.note_step(finished.plan, finished.result.device_seconds)
             started = self._count(lane, finished, started)
+        self.handover.send(self.leaving(), self)
         if self._is_draining and not self.live and all(lane.sync.may_leave for lane in self.lanes):
             self.is_alive = False
         if not self.is_alive:
             self._settle()
         self.flush()
 
-    def accept(self, message: Message) -> None:
+    @property
+    def is_closing(self) -> bool:
+        """Whether the loop ends as soon as nothing is live."""
+        return self._is_draining
+
+    def leaving(self) -> list[Request]:
+        """Return the running requests whose next rows are not this process's to run."""
+        return [request for request in self.live.values() if self.handover.takes(request)]
+
+    def accept(self, message: Message | PeerEvent) -> None:
         """Act on one message."""
         match message:
             case Submit():
@@ -118,6 +141,8 @@ class EngineLoop:
                 self._pongs.append(message.token)
             case Stop():
                 self._stop(drain=message.drain)
+            case PeerEvent():
+                self.handover.accept(message, self)
             case _:
                 assert_never(message)
 
@@ -138,8 +163,14 @@ class EngineLoop:
             self._refusals.append(Refusal(request_id=request_id, message=str(error), field=error.field))
             return
         self._accepted.append(request_id)
+        request = self.enter(request_id, work)
+        request.priority = message.priority
+        request.deadline = None if message.timeout is None else request.arrived_at + message.timeout
+
+    def enter(self, request_id: str, work: Work) -> Request:
+        """Take a request in, from a client or from a peer; its id is checked by then."""
         now = self.clock()
-        self.live[request_id] = Request(
+        request = self.live[request_id] = Request(
             id=request_id,
             work=work,
             standing=work.standing(request_id),
@@ -147,10 +178,17 @@ class EngineLoop:
             arrival=self.num_accepted,
             arrived_at=now,
             waiting_since=now,
-            priority=message.priority,
-            deadline=None if message.timeout is None else now + message.timeout,
         )
         self.num_accepted += 1
+        return request
+
+    def leave(self, request_id: str) -> None:
+        """End a request whose outputs come from elsewhere; an unknown id is nobody's."""
+        request = self.live.pop(request_id, None)
+        if request is not None:
+            request.status = Status.ENDED
+            self._release(request)
+            self.num_ended += 1
 
     def _stop(self, *, drain: bool) -> None:
         self._is_draining = True
@@ -220,6 +258,7 @@ class EngineLoop:
         request.status = Status.ENDED
         request.finish_reason = reason
         request.error = error
+        self.handover.let_go(request, error or reason.value)
         self._release(request)
         self.num_ended += 1
         self._outputs.append(_output(request, progress or Progress(finish_reason=reason), reason, error))

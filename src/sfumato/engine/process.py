@@ -46,6 +46,11 @@ class SocketInbox:
         self._socket = socket
         self._bell = bell
 
+    def fileno(self) -> int:
+        """Return what becomes readable when a message may have come."""
+        number: int = self._socket.fileno()
+        return number
+
     def drain(self, *, wait_seconds: float | None) -> list[Message]:
         """Return all messages that are there; sleeps in the kernel where it may wait."""
         timeout = None if wait_seconds is None else math.ceil(wait_seconds * 1000)
@@ -108,9 +113,11 @@ def run_engine(config: EngineConfig, inbox: Any, outbox: Any) -> bool:
         page_size=door.page_size,
         dtype=str(loaded.dtype).removeprefix("torch."),
         device=loaded.device,
+        peer_address=loop.handover.address,
     )
     outbox.send(encode(info))
     loop.run()
+    loop.handover.close()
     loaded.close()
     return True
 

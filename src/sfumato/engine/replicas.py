@@ -32,10 +32,15 @@ class _Open:
 
 
 class Replicas:
-    """One or more engine clients that are used as one. All methods belong to the loop that started it."""
+    """One or more engine clients that are used as one. All methods belong to the loop that started it.
 
-    def __init__(self, clients: Sequence[EngineClient]) -> None:
+    helpers: engines that work for these, take no request themselves, and end with them. One that is gone is
+    not missed.
+    """
+
+    def __init__(self, clients: Sequence[EngineClient], helpers: Sequence[EngineClient] = ()) -> None:
         self.clients = list(clients)
+        self.helpers = list(helpers)
         self.on_turn: TurnCallback | None = None
         self._router = Router(len(clients), shares_prefixes=clients[0].info.traits.has_exact_cache)
         self._open: dict[str, _Open] = {}
@@ -43,10 +48,16 @@ class Replicas:
         self._moving: set[asyncio.Task[None]] = set()
         for index, client in enumerate(self.clients):
             client.on_turn = self._turn_of(index)
+        for helper in self.helpers:
+            helper.on_turn = self._take_help
 
     @classmethod
     async def start(
-        cls, configs: Sequence[EngineConfig], on_loading: LoadingCallback | None = None
+        cls,
+        configs: Sequence[EngineConfig],
+        on_loading: LoadingCallback | None = None,
+        *,
+        helpers: Sequence[EngineClient] = (),
     ) -> Replicas:
         """Start one engine each at the same time; if one fails, the others are ended.
 
@@ -54,7 +65,7 @@ class Replicas:
         """
         tasks = [asyncio.create_task(EngineClient.start(config, on_loading)) for config in configs]
         try:
-            return cls(await asyncio.gather(*tasks))
+            return cls(await asyncio.gather(*tasks), helpers)
         except BaseException:
             for task in tasks:
                 task.cancel()
@@ -77,6 +88,11 @@ class Replicas:
     def num_gone(self) -> int:
         """Return how many engines have ended."""
         return sum(client.is_gone for client in self.clients)
+
+    @property
+    def num_helpers_gone(self) -> int:
+        """Return how many helpers have ended."""
+        return sum(helper.is_gone for helper in self.helpers)
 
     @property
     def num_open(self) -> int:
@@ -186,12 +202,18 @@ class Replicas:
     async def stop(self, *, drain: bool) -> None:
         """Let the engines finish their requests (drain) or end them now; wait until they are gone."""
         await asyncio.gather(*(client.stop(drain=drain) for client in self.clients))
+        await asyncio.gather(*(helper.stop(drain=False) for helper in self.helpers))
 
     async def close(self) -> None:
         """Kill the processes that are still there and give everything back."""
         for task in self._moving:
             task.cancel()
-        await asyncio.gather(*(client.close() for client in self.clients))
+        await asyncio.gather(*(client.close() for client in (*self.clients, *self.helpers)))
+
+    def _take_help(self, turn: Turn) -> None:
+        """Pass on what a helper ran; what it holds is not these engines'."""
+        if self.on_turn is not None:
+            self.on_turn(replace(turn, gauges=None))
 
     def _turn_of(self, index: int) -> TurnCallback:
         """Return what takes the turns of one replica: the gauges that are passed on are those of all."""

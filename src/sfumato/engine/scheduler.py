@@ -40,9 +40,11 @@ class Scheduler:
     """Plans one step at a time over the live requests.
 
     clock: seconds, monotonic; decides only how long a request has waited.
+    takes: whether a running request's next rows are a peer's; such a one is left alone.
     """
 
     def __init__(self, limits: Limits, pages: PageCache, clock: Callable[[], float]) -> None:
+        self.takes: Callable[[Request], bool] = lambda request: False
         self._limits = limits
         self._pages = pages
         self._clock = clock
@@ -79,7 +81,7 @@ class Scheduler:
         stalled: list[Request] = []
         running = [request for request in live.values() if request.status is Status.RUNNING]
         for request in sorted(running, key=_seniority):
-            if request.is_leaving:
+            if request.is_leaving or self.takes(request):
                 continue
             standing: Standing | None = request.standing
             for ahead in request.in_flight:
@@ -88,6 +90,9 @@ class Scheduler:
                 # Its next rows depend on an outcome that is not here.
                 continue
             rows = standing.rows(self._limits.max_prefill_tokens)
+            if not rows:
+                # All that is to be computed here is in flight; the rest is a peer's.
+                continue
             num_pages = standing.pages_for(rows)
             missing = num_pages - (len(request.lease.pages) if request.lease else 0)
             if missing > 0 and missing > room:
@@ -169,7 +174,8 @@ class Scheduler:
 
     def _admit(self, live: Mapping[str, Request]) -> None:
         """Let waiting requests in while there are rows and pages; a refused one stops nobody behind it."""
-        running = [request for request in live.values() if request.status is Status.RUNNING]
+        # A request whose prompt is prefilled elsewhere holds pages and comes back.
+        running = [request for request in live.values() if request.status is not Status.WAITING]
         waiting = [request for request in live.values() if request.status is Status.WAITING]
         num_running = len(running)
         if not waiting or num_running >= self._limits.max_running_requests:
@@ -260,12 +266,16 @@ class Scheduler:
             return
         if isinstance(request.lease, PageLease):
             self._pages.pool.release(request.lease)
+        self.detach(request)
+        request.retractions += 1
+        self.num_retractions += 1
+
+    def detach(self, request: Request) -> None:
+        """Let a request wait for new pages; what it held is no longer its own."""
         request.lease = None
         _resume_at(request, 0)
         request.status = Status.WAITING
         request.waiting_since = self._clock()
-        request.retractions += 1
-        self.num_retractions += 1
 
     def check(self) -> None:
         """Recount the pages. Raises EngineError where one is neither free, leased nor cached."""

@@ -15,6 +15,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="info"):
     """Sent once, when an engine is ready: everything that its parent may tell others about the model.
 
     algorithms: each decoding algorithm's parameters as `text.decoding.registry.describe` gives them.
+    peer_address: where engines reach it that want it to prefill for them.
     """
 
     name: str
@@ -28,6 +29,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="info"):
     page_size: int
     dtype: str
     device: str
+    peer_address: str | None = None
 
 
 class Loading(msgspec.Struct, frozen=True, kw_only=True, tag="loading"):

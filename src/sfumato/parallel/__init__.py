@@ -1,1 +1,1 @@
-"""Ranks that hold one model together: how they meet, what they say to each other, how they end."""
+"""Several processes that serve one model: how they meet, what they say to each other, how they end."""

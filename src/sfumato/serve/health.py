@@ -28,7 +28,11 @@ async def health(request: Request) -> Response:
     found = [problem for problem in problems if problem is not None]
     if found:
         raise unavailable("; ".join(found))
-    gone = {model.name: model.client.num_gone for model in registry.models.values() if model.client.num_gone}
+    gone = {
+        model.name: model.client.num_gone + model.client.num_helpers_gone
+        for model in registry.models.values()
+    }
+    gone = {name: count for name, count in gone.items() if count}
     if gone:
         # What is left answers; an operator should know all the same.
         return json_response({"status": "degraded", "models": list(registry.models), "engines_gone": gone})

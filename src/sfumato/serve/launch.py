@@ -7,11 +7,13 @@ import itertools
 import os
 import socket
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 
 from sfumato.config import EngineConfig
+from sfumato.engine.peer_config import PeerConfig
+from sfumato.engine.pools import PoolSizes, start_pools
 from sfumato.engine.replicas import Replicas
 from sfumato.engine.wire import Loading
 from sfumato.errors import ConfigError
@@ -23,10 +25,34 @@ ProgressCallback = Callable[[str, Loading], None]
 
 @dataclass(frozen=True, slots=True)
 class Planned:
-    """One model to start; name: what clients call it, None for the checkpoint's own name."""
+    """One model to start; name: what clients call it, None for the checkpoint's own name.
+
+    num_prefill: of its engines, how many prefill for the others.
+    """
 
     config: EngineConfig
     name: str | None = None
+    num_prefill: int = 0
+
+    def with_peers(self, peering: PeerConfig, pools: PoolSizes | None) -> Planned:
+        """Return the same model with its part in prefill and denoise apart. Raises ConfigError."""
+        config = msgspec.structs.replace(self.config, peering=peering)
+        if peering.listen is not None and config.num_replicas != 1:
+            raise ConfigError(f"--data-parallel {config.num_replicas} engines cannot share {peering.listen}")
+        if pools is None:
+            return replace(self, config=config)
+        if config.num_replicas != 1:
+            raise ConfigError(
+                f"--data-parallel {config.num_replicas} does not go with --disaggregate, which says how many "
+                "engines denoise"
+            )
+        if config.tensor_parallel != 1:
+            raise ConfigError(
+                f"--tensor-parallel {config.tensor_parallel} does not go with --disaggregate: "
+                "each rank would hand over its own part of keys and values"
+            )
+        config = msgspec.structs.replace(config, num_replicas=pools.num_engines)
+        return replace(self, config=config, num_prefill=pools.num_prefill)
 
     def replicas(self) -> list[EngineConfig]:
         """Return the configuration of each of its engines; CPU threads and given memory are shared out."""
@@ -78,7 +104,7 @@ def share_out(planned: Sequence[Planned], *, kv_memory: int | None, num_threads:
             memory_share=each.config.memory_share / count,
             num_threads=num_threads if each.config.num_threads is None else each.config.num_threads,
         )
-        shared.append(Planned(config, each.name))
+        shared.append(replace(each, config=config))
     return shared
 
 
@@ -110,7 +136,11 @@ async def start_models(planned: Sequence[Planned], on_progress: ProgressCallback
 async def _start(
     planned: Planned, configs: Sequence[EngineConfig], on_progress: ProgressCallback
 ) -> ServedModel:
-    client = await Replicas.start(configs, lambda loading: on_progress(planned.label, loading))
+    on_loading = lambda loading: on_progress(planned.label, loading)
+    if planned.num_prefill:
+        client = await start_pools(configs, planned.num_prefill, on_loading)
+    else:
+        client = await Replicas.start(configs, on_loading)
     try:
         return ServedModel(planned.name or client.info.name, client)
     except BaseException:

@@ -34,7 +34,7 @@ class _Uvicorn(uvicorn.Server):
         yield
 
 
-class _Signals:
+class Signals:
     """Counts the signals that ask the server to end."""
 
     def __init__(self) -> None:
@@ -81,7 +81,7 @@ async def run_server(
     start.
     """
     with contextlib.closing(open_socket(settings.host, settings.port)) as listener:
-        signals = _Signals()
+        signals = Signals()
         registry = await _start_or_leave(planned, on_progress, signals)
         if registry is None:
             return False
@@ -93,7 +93,7 @@ async def run_server(
 
 
 async def _start_or_leave(
-    planned: Sequence[Planned], on_progress: ProgressCallback, signals: _Signals
+    planned: Sequence[Planned], on_progress: ProgressCallback, signals: Signals
 ) -> Registry | None:
     """Start the engines; a signal meanwhile ends them again and returns None."""
     starting = asyncio.create_task(start_models(planned, on_progress))
@@ -111,7 +111,7 @@ async def _serve(
     registry: Registry,
     settings: ServerSettings,
     listener: socket.socket,
-    signals: _Signals,
+    signals: Signals,
     on_ready: ReadyCallback,
     on_notice: NoticeCallback,
 ) -> None:
@@ -136,7 +136,7 @@ async def _serve(
 
 
 async def _drain(
-    registry: Registry, settings: ServerSettings, signals: _Signals, on_notice: NoticeCallback
+    registry: Registry, settings: ServerSettings, signals: Signals, on_notice: NoticeCallback
 ) -> None:
     """Let the engines finish what they have, within the time that the operator gives them."""
     registry.is_draining = True

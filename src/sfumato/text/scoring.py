@@ -18,7 +18,7 @@ from sfumato.core.plan import Cost, Row, RowKind, RowResult, Scores
 from sfumato.core.request import Missing, Progress, Standing
 from sfumato.core.spec import ScoreSpec
 from sfumato.core.traits import ModelTraits
-from sfumato.errors import NotSupported, RequestError
+from sfumato.errors import EngineError, NotSupported, RequestError
 from sfumato.text.batching import FedRow
 from sfumato.text.checks import check_range, check_tokens
 
@@ -170,6 +170,10 @@ class MonteCarloWork(ScoringWork):
     def resume_at(self, cached_len: int) -> None:
         """Nothing is lost by a retraction."""
 
+    def arrive(self, cached_len: int, nfe: int) -> None:
+        """Nothing is cached, so nothing is asked of a peer."""
+        raise EngineError("a Monte Carlo estimate has no keys that could arrive")
+
     def fed(self, row: Row, pages: Sequence[int] | None) -> FedRow:
         """Return a sample's tokens; without its condition, the prompt is masked too."""
         ids = self.token_ids.copy()
@@ -258,6 +262,11 @@ class SequentialWork(ScoringWork):
         self._cached_len = cached_len
         if not self._nfe:
             self._hit_len = cached_len
+
+    def arrive(self, cached_len: int, nfe: int) -> None:
+        """Take keys that a peer computed as present; its forwards count as the request's."""
+        self._cached_len = max(cached_len, self._cached_len)
+        self._nfe += nfe
 
     def fed(self, row: Row, pages: Sequence[int] | None) -> FedRow:
         """Return known tokens, or a block that is masked from the scored position on."""

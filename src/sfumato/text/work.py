@@ -165,6 +165,11 @@ class TextWork:
         if not self._nfe:
             self._hit_len = min(cached_len, self.canvas.prompt_len)
 
+    def arrive(self, cached_len: int, nfe: int) -> None:
+        """Take keys that a peer computed as present; its forwards count as the request's."""
+        self.context.reset(max(cached_len, self.context.cached_len))
+        self._nfe += nfe
+
     def usage(self) -> Usage:
         """Return what the request has cost so far."""
         return Usage(

@@ -18,10 +18,11 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColum
 
 from sfumato.config import EngineConfig
 from sfumato.engine.torchrun import is_torchrun, placed
-from sfumato.engine.wire import Loading
+from sfumato.engine.wire import EngineInfo, Loading
 from sfumato.errors import ConfigError
-from sfumato.serve.commands import options
+from sfumato.serve.commands import options, peer_options
 from sfumato.serve.launch import Planned, share_out
+from sfumato.serve.prefill import run_prefill
 from sfumato.serve.registry import Registry
 from sfumato.serve.server import run_server
 from sfumato.serve.settings import ServerSettings
@@ -168,6 +169,15 @@ def serve(
             show_default="15",
         ),
     ] = None,
+    disaggregate: peer_options.Disaggregate = None,
+    role: peer_options.Role = "both",
+    listen: peer_options.Listen = None,
+    peers: peer_options.Peers = None,
+    peer_secret: peer_options.PeerSecret = None,
+    peer_secret_file: peer_options.PeerSecretFile = None,
+    peer_transport: peer_options.PeerTransport = "sockets",
+    peer_timeout: peer_options.PeerTimeout = 5.0,
+    prefill_timeout: peer_options.PrefillTimeout = 30.0,
 ) -> int:
     """Serve models behind the OpenAI API: chat, completions, streaming.
 
@@ -197,8 +207,20 @@ def serve(
         tensor_parallel=tensor_parallel,
         rank_timeout=rank_timeout,
     )
+    peering = peer_options.peer_config(
+        role=role,
+        listen=listen,
+        peers=peers,
+        secret=peer_secret,
+        secret_file=peer_secret_file,
+        transport=peer_transport,
+        silence_seconds=peer_timeout,
+        prefill_seconds=prefill_timeout,
+    )
+    chosen = _plan(models or [], served_model_name or [], general, config)
+    pools = peer_options.pool_sizes(disaggregate, peering, len(chosen))
     planned = share_out(
-        _plan(models or [], served_model_name or [], general, config),
+        [each.with_peers(peering, pools) for each in chosen],
         kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
         num_threads=threads,
     )
@@ -292,6 +314,18 @@ def _run(planned: Sequence[Planned], settings: ServerSettings) -> int:
             progress.stop()
             print_banner(Console(), registry, settings, port)
 
+        def on_prefill(info: EngineInfo) -> None:
+            progress.stop()
+            print(f"Sfumato prefills {info.name} for peers at {info.peer_address}", flush=True)
+
+        if planned[0].config.peering.role == "prefill":
+            prefilling = run_prefill(
+                planned[0],
+                drain_timeout=settings.drain_timeout,
+                on_progress=on_progress,
+                on_ready=on_prefill,
+            )
+            return 0 if asyncio.run(prefilling) else _INTERRUPTED
         has_served = asyncio.run(
             run_server(planned, settings, on_progress=on_progress, on_ready=on_ready, on_notice=_notice)
         )
