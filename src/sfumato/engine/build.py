@@ -64,7 +64,8 @@ class Loaded:
 def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> Loaded:
     """Read a checkpoint as configured. Raises ConfigError or CheckpointError."""
     config.check()
-    device = resolve_device(config.device, config.replica)
+    # Ranks of a replica take GPUs of their own; see `device_of_rank`.
+    device = resolve_device(config.device, config.replica if config.tensor_parallel == 1 else 0)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     folder = read_folder(config.model, config.overrides())

@@ -54,7 +54,7 @@ def load_leader(
     check_divides(folder, "--tensor-parallel", size, lambda model: model.divide(ranks))
     if device.startswith("cuda:"):
         raise ConfigError(f"--device {device} is one device, and {size} ranks need one each; say cuda")
-    own_device = device_of_rank(device, 0, size)
+    own_device = device_of_rank(device, config)
     num_threads = threads_of_rank(config)
     if own_device == "cpu":
         torch.set_num_threads(num_threads)
@@ -105,7 +105,7 @@ def load_shared(
     size = config.data_parallel_attention
     ranks = MeetingRanks(config.rank, size)
     check_divides(folder, "--data-parallel-attention", size, lambda model: model.divide_meetings(ranks))
-    device = device_of_rank(device, config.rank, size)
+    device = device_of_rank(device, config)
     if device == "cpu":
         torch.set_num_threads(threads_of_rank(config))
     rendezvous = open_rendezvous(config)
@@ -146,7 +146,7 @@ def _start_followers(config: EngineConfig, device: str, num_threads: int) -> tup
             rendezvous=rendezvous.address,
             is_rendezvous_open=True,
             num_threads=num_threads,
-            device=device_of_rank(device, rank, config.tensor_parallel),
+            device=device_of_rank(device, msgspec.structs.replace(config, rank=rank)),
         )
         for rank in range(1, config.tensor_parallel)
     }
@@ -184,15 +184,17 @@ def check_divides(folder: Folder, option: str, size: int, divide: Callable[[Lang
         raise ConfigError(f"{option} {size}: {error}") from error
 
 
-def device_of_rank(device: str, rank: int, size: int) -> str:
+def device_of_rank(device: str, config: EngineConfig) -> str:
     """Return the device of a rank: "cuda" gives out each machine's GPUs in order. Raises ConfigError."""
     if device != "cuda":
         return device
-    found = torch.cuda.device_count()
+    found, size = torch.cuda.device_count(), config.world_size
     # All ranks are here, unless torchrun has put as many on each machine as it has GPUs.
     if size % found and size > found:
         raise ConfigError(f"{size} ranks need one CUDA device each, and this machine has {found}")
-    return f"cuda:{rank % found}"
+    # Replicas that are divided take their GPUs one behind another.
+    first = config.replica * size if config.tensor_parallel > 1 else 0
+    return f"cuda:{(first + config.rank) % found}"
 
 
 def threads_of_rank(config: EngineConfig) -> int:
