@@ -237,9 +237,11 @@ def test_ranks_share_mlps_where_there_are_no_experts() -> None:
     run(answer())
 
 
-async def ends_after(checkpoint: str, act: Callable[[Ranks], None], is_busy: bool) -> list[str]:
+async def ends_after(
+    checkpoint: str, act: Callable[[Ranks], None], *, is_busy: bool, overlap: str
+) -> list[str]:
     """Return what the requests and the next submission were told after something was done to rank 1."""
-    async with running(checkpoint, 2, rank_timeout=1.0) as ranks:
+    async with running(checkpoint, 2, rank_timeout=1.0, overlap=overlap) as ranks:
         outputs = await ranks.submit(0, "open", prompt_of(1), SLOW) if is_busy else None
         await asyncio.sleep(0.1)
         started = time.monotonic()
@@ -256,13 +258,16 @@ async def ends_after(checkpoint: str, act: Callable[[Ranks], None], is_busy: boo
         return told
 
 
-@pytest.mark.parametrize("is_busy", [True, False], ids=["busy", "idle"])
+@pytest.mark.parametrize(
+    ("is_busy", "overlap"), [(True, "off"), (True, "on"), (False, "off")], ids=["busy", "overlapped", "idle"]
+)
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_lost_rank_ends_all_of_them(
-    checkpoint: str, number: signal.Signals, is_busy: bool, capfd: pytest.CaptureFixture[str]
+    checkpoint: str, number: signal.Signals, is_busy: bool, overlap: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     async def lose() -> None:
-        told = await ends_after(checkpoint, lambda ranks: os.kill(ranks.clients[1].pid, number), is_busy)
+        kill = lambda ranks: os.kill(ranks.clients[1].pid, number)
+        told = await ends_after(checkpoint, kill, is_busy=is_busy, overlap=overlap)
         assert told
         assert all("is gone" in message for message in told)
 
