@@ -229,6 +229,19 @@ def test_ranks_share_experts(checkpoint: str, size: int) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", [2, 3])
+def test_ranks_share_experts_a_step_ahead(checkpoint: str, size: int) -> None:
+    async def live() -> None:
+        async with running(checkpoint, size, overlap="on") as ranks:
+            await each_answers_as_alone(ranks, checkpoint)
+            await any_rank_wakes_all(ranks)
+            await a_failure_of_one_rank_stays_there(ranks)
+            await a_stop_waits_for_the_last_rank(ranks)
+
+    run(live())
+
+
+@pytest.mark.slow
 def test_ranks_share_mlps_where_there_are_no_experts() -> None:
     async def answer() -> None:
         async with running(SDAR, 2) as ranks:
