@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 # Fields that are called otherwise on the command line.
 _OPTIONS = {"num_replicas": "data-parallel", "num_threads": "threads"}
 OVERLAPS = ("auto", "on", "off")
+# A rank that has not answered for so many seconds is taken for lost.
+DEFAULT_RANK_TIMEOUT = 15.0
 
 
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
@@ -31,6 +33,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     overlap: "on" launches a step while the one before runs, "auto" where that was measured to be faster.
     num_replicas, replica: engines that serve this model on this machine, and which of them this one is.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
+    tensor_parallel: ranks that run every forward together, each with a part of the model.
+    data_parallel_attention: ranks with requests of their own that share the weights of the experts, or of the
+    MLPs where there are none. rank: which of them this is. rendezvous: host:port where they meet, if somebody
+    else starts them; None: rank 0 spawns the others. is_rendezvous_open: somebody else has opened it.
+    rank_timeout: seconds that a rank may keep the others waiting.
     peering: which rows run here, and which peers run the others.
     """
 
@@ -53,6 +60,17 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     replica: int = 0
     limits: Limits = Limits()
     peering: PeerConfig = PeerConfig()
+    tensor_parallel: int = 1
+    data_parallel_attention: int = 1
+    rank: int = 0
+    rendezvous: str | None = None
+    is_rendezvous_open: bool = False
+    rank_timeout: float = DEFAULT_RANK_TIMEOUT
+
+    @property
+    def world_size(self) -> int:
+        """Return how many ranks hold the model together."""
+        return self.tensor_parallel * self.data_parallel_attention
 
     def overrides(self) -> Overrides:
         """Return what replaces a checkpoint's own values."""
@@ -66,11 +84,34 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             context_length=self.context_length,
         )
 
+    def _check_peering(self) -> None:
+        """Raise ConfigError where each rank's keys would have to be handed over to its like."""
+        if self.peering.role == "both" and self.peering.is_alone:
+            return
+        for name, count in (
+            ("tensor-parallel", self.tensor_parallel),
+            ("data-parallel-attention", self.data_parallel_attention),
+        ):
+            if count > 1:
+                raise ConfigError(
+                    f"--{name} {count} does not go with --role {self.peering.role}: ranks that share a model "
+                    "hand no keys over"
+                )
+
     def check(self) -> None:
         """Raise ConfigError naming the option."""
         self.limits.check()
         self.peering.check()
-        for name in ("kv_memory", "page_size", "num_threads", "max_chunk_bytes", "num_replicas"):
+        self._check_peering()
+        for name in (
+            "kv_memory",
+            "page_size",
+            "num_threads",
+            "max_chunk_bytes",
+            "num_replicas",
+            "tensor_parallel",
+            "data_parallel_attention",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(
@@ -78,8 +119,24 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 )
         if self.overlap not in OVERLAPS:
             raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
+        self._check_ranks()
         if self.parameters and self.algorithm is None:
             raise ConfigError(f"--algorithm-parameters {self.parameters} need --algorithm")
+
+    def _check_ranks(self) -> None:
+        if self.rank_timeout <= 0:
+            raise ConfigError(f"--rank-timeout {self.rank_timeout:g} must be above 0 seconds")
+        if self.tensor_parallel > 1 and self.data_parallel_attention > 1:
+            raise ConfigError(
+                f"--tensor-parallel {self.tensor_parallel} and --data-parallel-attention with "
+                f"{self.data_parallel_attention} ranks divide the same weights in two ways; choose one"
+            )
+        if self.data_parallel_attention > 1 and self.rendezvous is None:
+            raise ConfigError(
+                f"{self.data_parallel_attention} ranks of --data-parallel-attention need a rendezvous"
+            )
+        if not 0 <= self.rank < self.world_size:
+            raise ConfigError(f"rank {self.rank} is not one of the {self.world_size} ranks")
 
 
 def memory_bytes() -> int:

@@ -16,7 +16,7 @@ from sfumato.engine.build import Loaded, load
 from sfumato.engine.engine import Engine
 from sfumato.engine.frontend import SamplingParams
 from sfumato.engine.peer_config import PeerConfig
-from sfumato.engine.peers import Peers
+from sfumato.engine.peers import PeerHandover
 from sfumato.parallel.handover import CopyCarrier, KVPages
 from sfumato.parallel.in_process import InProcessEndpoint, connect
 
@@ -40,7 +40,7 @@ class PairedEngine(Engine):
     def num_arrived(self) -> int:
         """Return how many prompts have come from the prefill engine."""
         peers = self.loop.handover
-        assert isinstance(peers, Peers)
+        assert isinstance(peers, PeerHandover)
         assert peers.fetching.counts.failed == 0
         return peers.fetching.counts.arrived
 

@@ -3,8 +3,9 @@
 With --together SEED all cases of a checkpoint share one engine, submitted at random times; what runs no
 engine (logits, step functions) is left out. Prints a line per case and a last line
 `N passed, N failed, N skipped`; exit status 1 on any failure. What --kinds and --checkpoints exclude is
-neither run nor counted; an unknown kind counts as failed. With --disaggregate prompts are prefilled by a
-second engine; cases of bidirectional models are refused with the reason and not counted.
+neither run nor counted; an unknown kind counts as failed. With --tensor-parallel N engine cases run on N
+processes, the others as without. With --disaggregate prompts are prefilled by a second engine; cases of
+bidirectional models are refused with the reason and not counted.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from tests.goldens import (
     steps,
 )
 from tests.goldens.cases import Case, find_cases
-from tests.goldens.replay import Mismatch, Mode, Planned, joint_checkpoint, load_for, run
+from tests.goldens.replay import Mismatch, Mode, Planned, end_ranks, joint_checkpoint, load_for, run
 
 # Cases that go through a model or an algorithm directly.
 REPLAYS: dict[str, Callable[[Case], None]] = {
@@ -104,7 +105,13 @@ def main(arguments: list[str] | None = None) -> int:
         print("no folder given")
         return 2
     with disaggregated.starting(options.disaggregate) as (start, summary):
-        return _replay_all(selections, options, Mode(overlap=options.overlap, start=start), summary)
+        mode = Mode(
+            overlap=options.overlap,
+            num_replicas=options.data_parallel,
+            tensor_parallel=options.tensor_parallel,
+            start=start,
+        )
+        return _replay_all(selections, options, mode, summary)
 
 
 def _replay_all(
@@ -134,6 +141,7 @@ def _replay_all(
             print(f"PASS {case.name}" if problem is None else f"FAIL {case.name}: {problem}", flush=True)
     for line in summary():
         print(line)
+    end_ranks()
     print(f"{passed} passed, {failed} failed, 0 skipped")
     return 1 if failed else 0
 
@@ -149,7 +157,7 @@ def _replay(case: Case, mode: Mode) -> None:
         REPLAYS[case.kind](case)
     elif case.kind in PLANS:
         planned = PLANS[case.kind](case)
-        planned.verify(run(load_for(planned.checkpoint), planned.asked, mode=mode))
+        planned.verify(run(load_for(planned.checkpoint, mode.tensor_parallel), planned.asked, mode=mode))
     else:
         raise Mismatch(f"unknown kind {case.kind!r}")
 
@@ -164,7 +172,9 @@ def replay_together(cases: list[Case], seed: int, mode: Mode) -> Iterator[tuple[
         planned = PLANS[case.kind](case)
         by_checkpoint.setdefault(planned.checkpoint.path, []).append((case, planned))
     for members in by_checkpoint.values():
-        loaded = load_for(joint_checkpoint([planned.checkpoint for _, planned in members]))
+        loaded = load_for(
+            joint_checkpoint([planned.checkpoint for _, planned in members]), mode.tensor_parallel
+        )
         asked = [asked for _, planned in members for asked in planned.asked]
         try:
             recordings = iter(run(loaded, asked, seed, mode))
@@ -206,6 +216,16 @@ def _parser() -> argparse.ArgumentParser:
         const="in-process",
         choices=disaggregated.TRANSPORTS,
         help="prefill in a second engine: in this process, or in one of its own over sockets or NIXL",
+    )
+    parser.add_argument(
+        "--data-parallel", type=int, default=1, metavar="N", help="spread the requests over N engines"
+    )
+    parser.add_argument(
+        "--tensor-parallel",
+        type=int,
+        default=1,
+        metavar="N",
+        help="run engine cases on a model that N processes hold together",
     )
     parser.add_argument(
         "--supported", action="store_true", help="replay what supported.txt lists, below each given folder"

@@ -17,10 +17,12 @@ from numpy.typing import NDArray
 from sfumato.config import EngineConfig
 from sfumato.core.messages import FinishReason, Usage
 from sfumato.core.plan import Decision, Row
+from sfumato.core.protocols import WorkFactory
 from sfumato.core.request import Work
 from sfumato.core.spec import Decoding, Sampling, TextSpec
 from sfumato.engine.build import Loaded, load
 from sfumato.engine.engine import Engine
+from sfumato.engine.routing import Router
 from sfumato.text.canvas import Canvas
 from sfumato.text.door import Replay
 from sfumato.text.walk import Round, Walk
@@ -110,11 +112,53 @@ def load_checkpoint(
     )
 
 
-def load_for(checkpoint: Checkpoint) -> Loaded:
-    """Load what a case needs."""
-    return load_checkpoint(
-        checkpoint.path, checkpoint.block_length, checkpoint.mask_token_id, checkpoint.eot_token_id
-    )
+def load_for(checkpoint: Checkpoint, tensor_parallel: int = 1) -> Loaded:
+    """Load what a case needs, alone or with processes that hold a part each."""
+    key = (checkpoint.path, checkpoint.block_length, checkpoint.mask_token_id, checkpoint.eot_token_id)
+    if tensor_parallel == 1:
+        return load_checkpoint(*key)
+    return _DIVIDED.load(checkpoint, tensor_parallel)
+
+
+class _Divided:
+    """The models whose ranks run; the oldest are ended first."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._loaded: dict[tuple[Checkpoint, int], Loaded] = {}
+
+    def load(self, checkpoint: Checkpoint, tensor_parallel: int) -> Loaded:
+        """Return a model, started now or before."""
+        key = (checkpoint, tensor_parallel)
+        if key not in self._loaded:
+            while len(self._loaded) >= self._most:
+                self._loaded.pop(next(iter(self._loaded))).close()
+            self._loaded[key] = load(
+                EngineConfig(
+                    model=str(checkpoint.path),
+                    dtype="float32",
+                    device="cpu",
+                    kv_memory=_KV_BYTES,
+                    block_length=checkpoint.block_length,
+                    mask_token_id=checkpoint.mask_token_id,
+                    eot_token_id=checkpoint.eot_token_id,
+                    tensor_parallel=tensor_parallel,
+                )
+            )
+        return self._loaded[key]
+
+    def close(self) -> None:
+        """End every rank."""
+        while self._loaded:
+            self._loaded.popitem()[1].close()
+
+
+_DIVIDED = _Divided(most=3)
+
+
+def end_ranks() -> None:
+    """End the processes of models that were loaded in parts."""
+    _DIVIDED.close()
 
 
 def joint_checkpoint(checkpoints: list[Checkpoint]) -> Checkpoint:
@@ -172,30 +216,61 @@ class RecordingWalk:
 
 @dataclass(frozen=True)
 class Mode:
-    """How an engine runs the cases; the tokens and the counts may not depend on it.
+    """How the cases are run; the tokens and the counts may not depend on it.
 
-    start: makes it of what was loaded.
+    num_replicas: engines among which a router spreads the requests. start: makes each of what was loaded.
     """
 
     overlap: bool = False
+    num_replicas: int = 1
+    tensor_parallel: int = 1
     start: Callable[[Loaded], Engine] = Engine.from_loaded
+
+    def engines(self, loaded: Loaded) -> list[Engine]:
+        """Start the engines on a model that is in memory."""
+        config = msgspec.structs.replace(loaded.config, overlap="on" if self.overlap else "off")
+        return [self.start(replace(loaded, config=config)) for _ in range(self.num_replicas)]
 
 
 def run(
     loaded: Loaded, asked: list[Asked], seed: int | None = None, mode: Mode | None = None
 ) -> list[Recording]:
-    """Run all requests in one engine: all at once, or at random times that the seed decides."""
-    engine = _engine(loaded, mode or Mode())
+    """Run all requests: all at once, or at random times that the seed decides."""
+    engines = (mode or Mode()).engines(loaded)
     try:
-        return _run(engine, asked, seed)
+        return _run(engines, asked, seed, shares_prefixes=loaded.traits.has_exact_cache)
     finally:
-        engine.close()
+        for engine in engines:
+            engine.close()
 
 
-def _run(engine: Engine, asked: list[Asked], seed: int | None) -> list[Recording]:
+def _run(
+    engines: list[Engine], asked: list[Asked], seed: int | None, *, shares_prefixes: bool
+) -> list[Recording]:
+    router = Router(len(engines), shares_prefixes=shares_prefixes)
     recordings = [Recording() for _ in asked]
     by_id: dict[str, Recording] = {}
-    make_work = engine.loop.make_work
+    for engine in engines:
+        engine.loop.make_work = _recording_works(engine.loop.make_work, by_id)
+    rng = random.Random(seed)
+    waiting = list(zip(asked, recordings, strict=True))
+    rng.shuffle(waiting) if seed is not None else waiting.reverse()
+    while waiting or any(engine.has_work for engine in engines):
+        is_idle = not any(engine.has_work for engine in engines)
+        while waiting and (seed is None or is_idle or rng.random() * _TURNS_PER_ARRIVAL < 1):
+            is_idle = False
+            item, recording = waiting.pop()
+            request_id = f"case-{len(waiting)}"
+            by_id[request_id] = recording
+            index = router.choose(request_id, item.spec.prompt_ids, item.spec.max_tokens)
+            engines[index].add_request((), request_id=request_id, spec=item.spec, replay=item.replay)
+        for engine in engines:
+            _step(engine, by_id)
+    return recordings
+
+
+def _recording_works(make_work: WorkFactory, by_id: dict[str, Recording]) -> WorkFactory:
+    """Return a factory whose works write down what they do."""
 
     def keep_work(request_id: str, spec: TextSpec) -> Work:
         work = make_work(request_id, spec)
@@ -220,32 +295,22 @@ def _run(engine: Engine, asked: list[Asked], seed: int | None) -> list[Recording
         work.arrive = count_arrival  # type: ignore[method-assign]
         return work
 
-    engine.loop.make_work = keep_work
-    rng = random.Random(seed)
-    waiting = list(zip(asked, recordings, strict=True))
-    rng.shuffle(waiting) if seed is not None else waiting.reverse()
-    while waiting or engine.has_work:
-        while waiting and (seed is None or not engine.has_work or rng.random() * _TURNS_PER_ARRIVAL < 1):
-            item, recording = waiting.pop()
-            request_id = f"case-{len(waiting)}"
-            by_id[request_id] = recording
-            engine.add_request((), request_id=request_id, spec=item.spec, replay=item.replay)
-        for turn in engine.step():
-            for refusal in turn.refusals:
-                raise Mismatch(f"refused: {refusal.message}")
-            for output in turn.outputs:
-                recording = by_id[output.request_id]
-                recording.output_ids.extend(output.token_ids)
-                recording.finish_reason = output.finish_reason
-                if output.error is not None:
-                    raise Mismatch(output.error)
-        engine.loop.scheduler.check()
-    return recordings
+    return keep_work
 
 
-def _engine(loaded: Loaded, mode: Mode) -> Engine:
-    config = msgspec.structs.replace(loaded.config, overlap="on" if mode.overlap else "off")
-    return mode.start(replace(loaded, config=config))
+def _step(engine: Engine, by_id: dict[str, Recording]) -> None:
+    if not engine.has_work:
+        return
+    for turn in engine.step():
+        for refusal in turn.refusals:
+            raise Mismatch(f"refused: {refusal.message}")
+        for output in turn.outputs:
+            recording = by_id[output.request_id]
+            recording.output_ids.extend(output.token_ids)
+            recording.finish_reason = output.finish_reason
+            if output.error is not None:
+                raise Mismatch(output.error)
+    engine.loop.scheduler.check()
 
 
 def expect_equal(what: str, found: object, expected: object) -> None:

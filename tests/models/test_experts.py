@@ -28,7 +28,7 @@ def draw(*shape: int, seed: int = 0) -> Tensor:
 
 def make_experts(dtype: torch.dtype = torch.float32) -> Experts:
     """Return random experts."""
-    experts = Experts(EXPERTS, WIDTH, INNER, gelu_tanh)
+    experts = Experts(EXPERTS, WIDTH, INNER, gelu_tanh, num_chosen=3)
     experts.gate_up.copy_(draw(EXPERTS, 2 * INNER, WIDTH) * 0.3)
     experts.down.copy_(draw(EXPERTS, WIDTH, INNER) * 0.3)
     return experts.to(dtype)

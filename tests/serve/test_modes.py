@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import random
 import signal
@@ -18,6 +19,9 @@ from tests.serve.running import SDAR, SLOW, Server, is_running, serving
 MODES = {
     "overlap": ("--overlap", "on"),
     "replicas": ("--data-parallel", "2"),
+    "shared weights": ("--data-parallel", "2", "--data-parallel-attention"),
+    "shared weights and overlap": ("--data-parallel", "2", "--data-parallel-attention", "--overlap", "on"),
+    "two ranks": ("--tensor-parallel", "2"),
     "replicas and overlap": ("--data-parallel", "2", "--overlap", "on"),
 }
 QUESTIONS = (
@@ -98,18 +102,26 @@ def test_a_replica_that_dies_leaves_the_rest_to_the_other(tmp_path: Path) -> Non
         assert len(server.engines) == 2
         assert openai.models.retrieve(SDAR).model_extra["num_replicas"] == 2  # type: ignore[index]
         assert server.http.get("/health").json()["status"] == "ok"
-        bodies = [{"model": SDAR, "prompt": [5, 6, n], "max_tokens": 200, **SLOW} for n in range(6)]
-        with ThreadPoolExecutor(6) as pool:
-            running = [pool.submit(server.http.post, "/v1/completions", json=body) for body in bodies]
-            assert server.wait_for("sfumato_running_requests", SDAR, 2.0)
+        streams = [
+            openai.completions.create(
+                model=SDAR, prompt=[5, 6, n], max_tokens=300, stream=True, extra_body=SLOW
+            )
+            for n in range(2)
+        ]
+        begun = [iter(stream) for stream in streams]
+        for stream in begun:
+            next(stream)
+        bodies = [{"model": SDAR, "prompt": [7, 8, n], "max_tokens": 20, **SLOW} for n in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            waiting = [pool.submit(server.http.post, "/v1/completions", json=body) for body in bodies]
             assert server.wait_for("sfumato_waiting_requests", SDAR, 4.0)
-            time.sleep(0.3)
             os.kill(server.engines[0], signal.SIGKILL)
-            found = [call.result() for call in running]
-        lost = [answer for answer in found if answer.status_code != 200]
-        # Only the one that had begun to answer.
-        assert [answer.status_code for answer in lost] == [503]
-        assert "gone" in lost[0].json()["error"]["message"]
+            # What had begun to answer is lost; what had not is answered by the other engine.
+            with pytest.raises(APIError, match="gone"):
+                list(itertools.chain(*begun))
+            assert [call.result().status_code for call in waiting] == [200] * 4
+        for stream in streams:
+            stream.close()
         health = server.http.get("/health")
         assert health.status_code == 200
         assert health.json()["status"] == "degraded"

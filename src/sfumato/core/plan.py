@@ -63,20 +63,24 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     guesses: ids of requests whose rows depend on an outcome that is not known yet; they are made anew when
     the forward begins.
+    is_idle_forward: there are no rows, and a forward is made because other ranks have some.
     """
 
     launch_id: int
     rows: tuple[Row, ...] = ()
     guesses: frozenset[str] = frozenset()
+    is_idle_forward: bool = False
 
     @property
     def forward(self) -> bool:
         """Whether there is anything to run."""
-        return bool(self.rows)
+        return bool(self.rows) or self.is_idle_forward
 
     @property
     def kind(self) -> str:
-        """Return "prefill", "denoise" or "mixed"."""
+        """Return "prefill", "denoise" or "mixed"; "idle" where there are no rows."""
+        if not self.rows:
+            return "idle"
         prefill = any(row.kind is RowKind.PREFILL for row in self.rows)
         denoise = any(row.kind is not RowKind.PREFILL for row in self.rows)
         return "mixed" if prefill and denoise else "prefill" if prefill else "denoise"

@@ -52,8 +52,25 @@ class WorkFactory(Protocol):
 
 
 class Sync(Protocol):
-    """Agrees with data-parallel peers on this turn's forward."""
+    """Agrees with data-parallel peers on this turn's forward.
 
-    def agree(self, plan: StepPlan) -> StepPlan:
-        """Return the plan to run."""
+    is_shared: peers wait for each forward that was agreed on. may_wait: nobody has anything to run, so that
+    the loop may sleep. may_leave: nobody needs this one any more.
+    """
+
+    @property
+    def is_shared(self) -> bool: ...
+
+    @property
+    def may_wait(self) -> bool: ...
+
+    @property
+    def may_leave(self) -> bool: ...
+
+    def agree(self, plan: StepPlan, *, num_arrived: int = 0, is_leaving: bool = False) -> StepPlan:
+        """Return the plan to run.
+
+        num_arrived: requests that came with their keys and values. is_leaving: this one has been stopped and
+        has nothing left to do.
+        """
         ...

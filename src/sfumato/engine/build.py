@@ -22,6 +22,7 @@ from sfumato.engine.limits import Limits
 from sfumato.engine.loop import EngineLoop
 from sfumato.engine.peering import MakeEndpoint, Peering, join_peers, open_peering
 from sfumato.engine.peers import NoPeers
+from sfumato.engine.ranks import Announcer, SharedWeights, load_leader, load_shared
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.sync import Alone
 from sfumato.errors import ConfigError
@@ -29,9 +30,10 @@ from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder, read_folder
 from sfumato.models.language_model import LanguageModel
 from sfumato.models.weights import ProgressCallback, load_model, resolve_dtype
+from sfumato.parallel.tensor import Leader
 from sfumato.text.decoding.registry import make_algorithm
 from sfumato.text.door import TextDoor
-from sfumato.text.runner import TextModel, TextRunner
+from sfumato.text.runner import Announce, TextModel, TextRunner
 
 # KV memory that an engine takes by itself: this share of a CPU's memory, of a GPU's free memory.
 _CPU_SHARE = 0.1
@@ -50,6 +52,13 @@ class Loaded:
     model: LanguageModel
     dtype: torch.dtype
     device: str
+    leader: Leader | None = None
+    shared: SharedWeights | None = None
+
+    def close(self) -> None:
+        """End the processes that hold the rest of the model, if there are any."""
+        if self.leader is not None:
+            self.leader.close()
 
 
 def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> Loaded:
@@ -60,9 +69,26 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
         torch.set_num_threads(config.num_threads)
     folder = read_folder(config.model, config.overrides())
     dtype = resolve_dtype(config.dtype, folder.config)
-    model = load_model(folder, dtype=dtype, device=device, on_progress=on_progress)
     traits = operator_defaults(config, folder.traits)
-    return Loaded(config=config, folder=folder, traits=traits, model=model, dtype=dtype, device=device)
+    leader = shared = None
+    if config.tensor_parallel > 1:
+        leader = load_leader(config, folder, dtype=dtype, device=device, on_progress=on_progress)
+        model = leader.model
+    elif config.data_parallel_attention > 1:
+        shared = load_shared(config, folder, dtype=dtype, device=device, on_progress=on_progress)
+        model = shared.model
+    else:
+        model = load_model(folder, dtype=dtype, device=device, on_progress=on_progress)
+    return Loaded(
+        config=config,
+        folder=folder,
+        traits=traits,
+        model=model,
+        dtype=dtype,
+        device=str(model.device),
+        leader=leader,
+        shared=shared,
+    )
 
 
 def resolve_device(name: str, replica: int = 0) -> str:
@@ -107,13 +133,14 @@ def build_loop(
         )
     num_pages = _num_pages(loaded, page_size)
     store = KVStore.allocate(
-        shapes=traits.layer_kv_shapes,
+        shapes=loaded.model.kv_shapes,
         num_slots=num_pages * page_size,
         dtype=loaded.dtype,
         device=loaded.device,
     )
+    leader = loaded.leader
     return assemble(
-        loaded.model,
+        loaded.model if leader is None else leader,
         traits,
         inbox,
         outbox,
@@ -124,6 +151,8 @@ def build_loop(
         chunk_bytes=config.max_chunk_bytes,
         depth=_depth(config, loaded.device),
         peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
+        announce=None if leader is None else Announcer(leader, store, page_size),
+        shared=loaded.shared,
     )
 
 
@@ -140,12 +169,22 @@ def assemble(
     chunk_bytes: int,
     depth: int = 0,
     peering: Peering | None = None,
+    announce: Announce | None = None,
+    shared: SharedWeights | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock."""
     pages = PageCache(num_pages, page_size)
     scheduler = Scheduler(limits, pages, clock)
-    runner = TextRunner(model, traits, store=store, page_size=page_size, chunk_bytes=chunk_bytes)
+    runner = TextRunner(
+        model,
+        traits,
+        store=store,
+        page_size=page_size,
+        chunk_bytes=chunk_bytes,
+        announce=announce,
+        is_lockstep=shared is not None,
+    )
     door = TextDoor(
         traits=traits,
         page_size=page_size,
@@ -172,11 +211,12 @@ def assemble(
             retractions=scheduler.num_retractions,
         )
 
+    launching, sync = (runner, Alone()) if shared is None else (shared.runner(runner), shared.sync)
     loop = EngineLoop(
         inbox=inbox,
         outbox=outbox,
         scheduler=scheduler,
-        lanes=(Lane(runner, Alone(), depth=depth, prepare=_same_threads()),),
+        lanes=(Lane(launching, sync, depth=depth, prepare=_same_threads()),),
         make_work=make_work,
         gauges=gauges,
         handover=handover,
@@ -201,7 +241,8 @@ def _same_threads() -> Callable[[], None]:
 def _num_pages(loaded: Loaded, page_size: int) -> int:
     """Return how many pages the KV memory holds."""
     traits, config = loaded.traits, loaded.config
-    page_bytes = traits.kv_bytes_per_token(loaded.dtype.itemsize) * page_size
+    numbers = sum(heads * width for heads, width in loaded.model.kv_shapes)
+    page_bytes = 2 * loaded.dtype.itemsize * numbers * page_size
     wanted = config.limits.max_running_requests * -(-traits.context_length // page_size)
     if config.kv_memory is not None:
         num_pages = config.kv_memory // page_bytes

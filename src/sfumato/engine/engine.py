@@ -38,7 +38,7 @@ from sfumato.engine.frontend import (
 )
 from sfumato.engine.loop import EngineLoop
 from sfumato.engine.peering import MakeEndpoint
-from sfumato.errors import EngineError, RequestError
+from sfumato.errors import ConfigError, EngineError, RequestError
 from sfumato.models.weights import ProgressCallback
 from sfumato.text.door import Replay, ScoreReplay, TextDoor
 from sfumato.text.tokenizer import Tokenizer
@@ -118,6 +118,7 @@ class Engine:
         self._ids = itertools.count()
         self._pending: set[str] = set()
         self._tokenizer: Tokenizer | None = None
+        self._owns_model = False
         # The last steps only: a long run must not grow.
         self.steps: deque[StepStats] = deque(maxlen=_KEPT_STEPS)
 
@@ -127,7 +128,14 @@ class Engine:
     ) -> Engine:
         """Load a model by embedded name, folder or hub id; options are `EngineConfig`'s fields."""
         config = model if isinstance(model, EngineConfig) else EngineConfig(model=model, **options)
-        return cls.from_loaded(load(config, on_progress))
+        if config.data_parallel_attention > 1:
+            raise ConfigError(
+                f"data_parallel_attention {config.data_parallel_attention}: ranks that share weights step "
+                "together, each in a process of its own; an engine that its caller steps cannot be one"
+            )
+        engine = cls.from_loaded(load(config, on_progress))
+        engine._owns_model = True
+        return engine
 
     @classmethod
     def from_loaded(cls, loaded: Loaded, *, make_endpoint: MakeEndpoint | None = None) -> Engine:
@@ -327,11 +335,13 @@ class Engine:
                         return output.score
 
     def close(self) -> None:
-        """End every request and the loop."""
+        """End every request and the loop, and the processes that this engine has started."""
         if self._loop.is_alive:
             self._inbox.put(Stop(drain=False))
             self._loop.turn()
             self._loop.handover.close()
+        if self._owns_model:
+            self._loaded.close()
 
 
 def _is_one_prompt(prompts: Any) -> bool:

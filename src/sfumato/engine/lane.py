@@ -55,6 +55,8 @@ class Finished:
 class Lane:
     """Launches plans on one runner. depth 0: launch, then collect; depth 1: collect while the next one runs.
 
+    A forward that was agreed on with other ranks is made although nothing may be left to run in it.
+
     prepare: called once in the worker thread. waited_seconds: that the loop has spent waiting here.
     """
 
@@ -70,6 +72,11 @@ class Lane:
         self._launched: deque[tuple[Mapping[str, Request], Future[Finished]]] = deque()
         self._has_launched = False
         self._free_since = time.perf_counter()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether a launch has not been collected."""
+        return bool(self._launched)
 
     def requests(self) -> Iterator[Request]:
         """Yield the requests of each launch in flight."""
@@ -116,7 +123,7 @@ class Lane:
         started = time.perf_counter()
         idle_seconds, resolved = started - self._free_since, _resolved(plan, requests)
         result = StepResult(launch_id=plan.launch_id, rows=())
-        if resolved.forward:
+        if resolved.forward or self.sync.is_shared:
             result = self.runner.launch(resolved, requests)
         outcomes = {
             request_id: _advance(requests[request_id], rows) for request_id, rows in _by_request(result)

@@ -80,6 +80,8 @@ class EngineLoop:
 
     def may_wait(self) -> float | None:
         """Return how long the loop may sleep for a message: not at all while anything can run."""
+        if any(lane.is_busy or not lane.sync.may_wait for lane in self.lanes):
+            return 0.0
         if not self.is_paused and any(request.status is not Status.AWAY for request in self.live.values()):
             return _STUCK_SECONDS if self._is_stuck else 0.0
         deadlines = [request.deadline for request in self.live.values() if request.deadline is not None]
@@ -95,10 +97,10 @@ class EngineLoop:
         self._expire()
         for lane in self.lanes:
             plan = lane.sync.agree(
-                StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live)
+                StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live),
+                is_leaving=self._is_draining and not self.live,
             )
-            in_flight = any(True for _ in lane.requests())
-            self._is_stuck = not (plan.forward or in_flight) and self.handover.wait_seconds() is not None
+            self._is_stuck = not (plan.forward or lane.is_busy) and self.handover.wait_seconds() is not None
             if plan.forward:
                 self._note_start(plan)
                 lane.launch(plan, self.live)
@@ -108,7 +110,7 @@ class EngineLoop:
                 self.scheduler.note_step(finished.plan, finished.result.device_seconds)
             started = self._count(lane, finished, started)
         self.handover.send(self.leaving(), self)
-        if self._is_draining and not self.live:
+        if self._is_draining and not self.live and all(lane.sync.may_leave for lane in self.lanes):
             self.is_alive = False
         if not self.is_alive:
             self._settle()
@@ -193,7 +195,6 @@ class EngineLoop:
         if not drain:
             for request_id in list(self.live):
                 self._end(request_id, FinishReason.ABORT)
-            self.is_alive = False
 
     def _expire(self) -> None:
         now = self.clock()

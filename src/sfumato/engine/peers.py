@@ -65,7 +65,7 @@ class NoPeers:
         return None
 
 
-class Peers:
+class PeerHandover:
     """Implements the hand-over seam: asks peers to prefill (fetching), prefills for peers (filling)."""
 
     def __init__(self, fetching: Fetching, filling: Filling, endpoint: Endpoint) -> None:

@@ -13,16 +13,22 @@ import shutil
 import signal
 import sys
 import threading
-from typing import Any
+import time
+from typing import TYPE_CHECKING, Any
 
 import msgspec
-from zmq.constants import SocketType
+from zmq.constants import PollEvent, SocketType
 from zmq.sugar.context import Context
+from zmq.sugar.poll import Poller
 
 from sfumato.config import EngineConfig
 from sfumato.core.messages import Message, Turn
 from sfumato.engine.wire import EngineInfo, Loading, StartFailure, address, decode_message, encode
-from sfumato.errors import SfumatoError
+from sfumato.errors import EngineError, SfumatoError
+
+if TYPE_CHECKING:
+    # It loads torch, before which this process sets limits that torch reads.
+    from sfumato.parallel.bell import Bell
 
 # The last turn must reach the parent before this process goes; one that is gone is waited for no longer.
 _LINGER_MILLISECONDS = 2000
@@ -36,8 +42,9 @@ _PROGRESS_BYTES = 8 << 20
 class SocketInbox:
     """Messages from a socket."""
 
-    def __init__(self, socket: Any) -> None:
+    def __init__(self, socket: Any, bell: Bell | None = None) -> None:
         self._socket = socket
+        self._bell = bell
 
     def fileno(self) -> int:
         """Return what becomes readable when a message may have come."""
@@ -47,11 +54,26 @@ class SocketInbox:
     def drain(self, *, wait_seconds: float | None) -> list[Message]:
         """Return all messages that are there; sleeps in the kernel where it may wait."""
         timeout = None if wait_seconds is None else math.ceil(wait_seconds * 1000)
+        if self._bell is not None:
+            sleep(self._socket, self._bell, wait_seconds)
+            timeout = 0
         messages: list[Message] = []
         while self._socket.poll(timeout):
             messages.append(decode_message(self._socket.recv()))
             timeout = 0
         return messages
+
+
+def sleep(socket: Any, bell: Bell, seconds: float | None) -> None:
+    """Wait until a socket is readable or the bell rings, at most so long; raises what the bell raises."""
+    poller = Poller()
+    for readable in (socket, *bell.sockets):
+        poller.register(readable, PollEvent.POLLIN)
+    end = math.inf if seconds is None else time.monotonic() + seconds
+    bell.read()
+    while not bell.is_rung and not socket.poll(0) and (left := end - time.monotonic()) > 0:
+        poller.poll(None if left == math.inf else math.ceil(left * 1000))
+        bell.read()
 
 
 class SocketOutbox:
@@ -72,7 +94,10 @@ def run_engine(config: EngineConfig, inbox: Any, outbox: Any) -> bool:
 
     try:
         loaded = load(config, _progress_to(outbox))
-        loop, door = build_loop(loaded, SocketInbox(inbox), SocketOutbox(outbox))
+        if loaded.leader is not None:
+            loaded.leader.on_lost = _leave
+        bell = None if loaded.shared is None else loaded.shared.bell
+        loop, door = build_loop(loaded, SocketInbox(inbox, bell), SocketOutbox(outbox))
     except SfumatoError as error:
         outbox.send(encode(StartFailure(message=str(error))))
         return False
@@ -93,6 +118,7 @@ def run_engine(config: EngineConfig, inbox: Any, outbox: Any) -> bool:
     outbox.send(encode(info))
     loop.run()
     loop.handover.close()
+    loaded.close()
     return True
 
 
@@ -123,6 +149,12 @@ def _end_with_parent(folder: str) -> None:
     os._exit(1)
 
 
+def _leave(message: str) -> None:
+    """Say what has happened to a part of this engine, which cannot go on without it, and end it."""
+    print(f"sfumato: the engine ends: {message}", file=sys.stderr, flush=True)
+    os._exit(1)
+
+
 def _read_config() -> EngineConfig:
     """Read the configuration line; bytes behind it stay in the pipe."""
     line = bytearray()
@@ -150,6 +182,8 @@ def main() -> None:
     is_clean = False
     try:
         is_clean = run_engine(config, inbox, outbox)
+    except EngineError as error:
+        _leave(str(error))
     finally:
         inbox.close(linger=0)
         outbox.close(linger=_LINGER_MILLISECONDS)

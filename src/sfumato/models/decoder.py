@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor, nn
 
 from sfumato.models.attention import attend
@@ -66,7 +65,7 @@ def _make_mlp(shape: DecoderShape, index: int) -> nn.Module:
         return GatedMLP(shape.width, shape.inner)
     return SparseMLP(
         sparse.routing.make_router(shape.width, sparse.num_experts, sparse.num_chosen),
-        Experts(sparse.num_experts, shape.width, sparse.inner),
+        Experts(sparse.num_experts, shape.width, sparse.inner, num_chosen=sparse.num_chosen),
         GatedMLP(shape.width, sparse.shared_inner) if sparse.shared_inner else None,
     )
 
@@ -103,12 +102,12 @@ class Layer(nn.Module):
         attended = attend(query, key, value, batch, self.index).flatten(1)
         if self.routes_blocks:
             # Tokens that are not wanted take part in their block's choice of experts.
-            x = x + self.attention.out(attended)
+            x = x + self.attention.combine(attended)
             x = x + self.mlp(self.mlp_norm(x), blocks)
             return x if kept is None else x[kept]
         if kept is not None:
             x, attended = x[kept], attended[kept]
-        x = x + self.attention.out(attended)
+        x = x + self.attention.combine(attended)
         return x + self.mlp(self.mlp_norm(x))
 
 
@@ -131,7 +130,7 @@ class Decoder(LanguageModel):
         blocks = None
         if self.routing_block is not None:
             blocks = block_of_tokens(batch.positions, self.routing_block)
-        x = torch.nn.functional.embedding(batch.token_ids, self.embedding)
+        x = self.embed(batch.token_ids)
         for index, layer in enumerate(self.layers):
             if trace is not None:
                 trace.append(x)

@@ -12,18 +12,30 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.models.layers import GatedMLP, Packable, pack_weight, packed_linear
+from sfumato.models.split import Cut, Meeting, Ranks, span_of
 
 
-class Experts(Packable):
+class Experts(Packable, Meeting):
     """Gated MLPs of one shape, stacked. gate_up: [E, 2 I, width], gate rows first; down: [E, width, I]."""
 
+    is_sparse = True
+
     def __init__(
-        self, num_experts: int, width: int, inner: int, activation: Callable[[Tensor], Tensor] = F.silu
+        self,
+        num_experts: int,
+        width: int,
+        inner: int,
+        activation: Callable[[Tensor], Tensor] = F.silu,
+        *,
+        num_chosen: int,
     ) -> None:
         super().__init__()
         self.gate_up = nn.Parameter(torch.empty(num_experts, 2 * inner, width), requires_grad=False)
         self.down = nn.Parameter(torch.empty(num_experts, width, inner), requires_grad=False)
-        self.num_experts = num_experts
+        self.num_experts, self.width = num_experts, width
+        self.num_chosen = num_chosen
+        self.first = 0
+        self.ranks: Ranks | None = None
         self.activation = activation
         self.packed: list[tuple[Tensor, Tensor]] = []
 
@@ -38,33 +50,67 @@ class Experts(Packable):
         self.gate_up = nn.Parameter(self.gate_up.new_empty(0), requires_grad=False)
         self.down = nn.Parameter(self.down.new_empty(0), requires_grad=False)
 
+    def divide(self, ranks: Ranks) -> None:
+        """Keep some of the experts; routers go on to number all of them."""
+        span = span_of(self.num_experts, ranks, "experts")
+        self.keep("gate_up", Cut(0, (span,)))
+        self.keep("down", Cut(0, (span,)))
+        self.first, self.num_experts, self.ranks = span[0], span[1] - span[0], ranks
+
+    def take_no_part(self) -> None:
+        """Meet the others with no tokens."""
+        x = self.gate_up.new_empty(0, self.width)
+        weights = torch.empty(0, self.num_chosen, device=x.device)
+        self(x, weights.long(), weights)
+
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """Return the weighted sum [N, width] of each token's experts, summed in float32.
 
         x: [N, width]; chosen: i64[N, C]; weights: f32[N, C].
         """
+        if self.ranks is None:
+            return self._combined(x, chosen, weights).to(x.dtype)
+        enter = self.ranks.enter
+        partial = self._combined(enter(x), enter(chosen), enter(weights))
+        return self.ranks.leave(partial).to(x.dtype)
+
+    def _combined(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """Return f32[N, width], what the experts held here add to each token."""
+        if self.ranks is not None:
+            # Those of other ranks are sorted behind all that are here.
+            chosen = chosen - self.first
+            is_here = (chosen >= 0) & (chosen < self.num_experts)
+            chosen = chosen.where(is_here, self.num_experts)
+            weights = weights.masked_fill(~is_here, 0.0)
         sorted_experts, order = chosen.flatten().sort(stable=True)
         every = torch.arange(self.num_experts, device=x.device)
         ends = torch.searchsorted(sorted_experts, every, right=True, out_int32=True)
         rows = x[order // chosen.shape[1]]
         # Only a grouped product keeps a GPU busy, and it needs no count on the host.
         computed = self.grouped(rows, ends) if x.device.type == "cuda" else self.one_by_one(rows, ends)
-        states = torch.empty_like(computed)
-        states[order] = computed
-        return (states.view(*chosen.shape, x.shape[1]) * weights.unsqueeze(-1)).sum(1).to(x.dtype)
+        states = computed.new_zeros(rows.shape) if self.ranks is not None else torch.empty_like(computed)
+        states[order[: len(computed)]] = computed
+        return (states.view(*chosen.shape, x.shape[1]) * weights.unsqueeze(-1)).sum(1)
 
     def grouped(self, rows: Tensor, ends: Tensor) -> Tensor:
         """Apply expert e to rows [ends[e - 1], ends[e]) in two grouped matrix products. ends: i32[E]."""
         if not len(rows):
             return rows
         gate, up = F.grouped_mm(rows, self.gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-        return F.grouped_mm(self.activation(gate) * up, self.down.transpose(1, 2), offs=ends)
+        computed = F.grouped_mm(self.activation(gate) * up, self.down.transpose(1, 2), offs=ends)
+        if self.ranks is not None:
+            # What the product leaves in rows of no expert is not defined, and may be no number.
+            is_beyond = torch.arange(len(rows), device=rows.device) >= ends[-1]
+            computed = computed.masked_fill(is_beyond[:, None], 0)
+        return computed
 
     def one_by_one(self, rows: Tensor, ends: Tensor) -> Tensor:
         """Apply expert e to rows [ends[e - 1], ends[e]), for each expert that has any. ends: i32[E]."""
         if not len(rows):
             return rows
         stops = ends.tolist()
+        if not stops[-1]:
+            return rows[:0]
         spans = [
             (expert, slice(start, stop))
             for expert, (start, stop) in enumerate(zip([0, *stops], stops, strict=False))

@@ -28,6 +28,7 @@ from sfumato.models.layers import (
     rotate,
 )
 from sfumato.models.routing import SoftmaxRouter
+from sfumato.models.split import Divisible, HeadSpans, Ranks
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +74,33 @@ class GemmaShape:
         return tuple((layer.num_kv_heads, layer.head_dim) for layer in self.layers)
 
 
-class GemmaAttention(nn.Module):
+class GemmaAttention(Divisible):
     """Unscaled attention; values are normed without a weight, and in full layers are the raw keys."""
 
     def __init__(self, shape: GemmaShape, layer: GemmaLayerShape) -> None:
         super().__init__()
         self.head_dim, self.norm_eps = layer.head_dim, shape.norm_eps
+        self.num_heads, self.num_kv_heads = shape.num_heads, layer.num_kv_heads
         self.parts = [shape.num_heads, layer.num_kv_heads] + [layer.num_kv_heads] * layer.windowed
         self.qkv = Linear(shape.width, sum(self.parts) * layer.head_dim)
         self.out = Linear(shape.num_heads * layer.head_dim, shape.width)
         self.query_norm = RMSNorm(layer.head_dim, shape.norm_eps, wide=True)
         self.key_norm = RMSNorm(layer.head_dim, shape.norm_eps, wide=True)
+        self.ranks: Ranks | None = None
+
+    def divide(self, ranks: Ranks) -> None:
+        """Keep a part of the heads."""
+        heads = HeadSpans(self.num_heads, self.num_kv_heads, ranks)
+        (first, last), (kv_first, kv_last) = heads.query, heads.kv
+        num_kv_parts = len(self.parts) - 1
+        self.qkv.keep_outputs(*heads.rows(self.head_dim, num_kv_parts=num_kv_parts))
+        self.out.keep_inputs(first * self.head_dim, last * self.head_dim)
+        self.parts = [last - first] + [kv_last - kv_first] * num_kv_parts
+        self.ranks = ranks
+
+    def combine(self, attended: Tensor) -> Tensor:
+        """Return the output [N, width] of all heads; attended: [N, H D] of this rank's."""
+        return self.out(attended) if self.ranks is None else self.ranks.sum(self.out(attended))
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated query [N, H, D], rotated key [N, K, D] and value [N, K, D]."""
@@ -121,7 +138,9 @@ class GemmaLayer(nn.Module):
         self.mlp = GatedMLP(shape.width, shape.inner, gelu_tanh)
         self.experts_norm, self.experts_post_norm = norm(), norm()
         self.router = GemmaRouter(shape)
-        self.experts = Experts(shape.num_experts, shape.width, shape.expert_inner, gelu_tanh)
+        self.experts = Experts(
+            shape.num_experts, shape.width, shape.expert_inner, gelu_tanh, num_chosen=shape.num_chosen
+        )
         self.post_norm = norm()
         self.scalar = nn.Parameter(torch.empty(1), requires_grad=False)
         self.context_scalar = nn.Parameter(torch.empty(1), requires_grad=False)
@@ -134,7 +153,7 @@ class GemmaLayer(nn.Module):
         if kept is not None:
             x, attended = x[kept], attended[kept]
             is_context = None if is_context is None else is_context[kept]
-        x = x + self.attention_post_norm(self.attention.out(attended))
+        x = x + self.attention_post_norm(self.attention.combine(attended))
         dense = self.mlp_post_norm(self.mlp(self.mlp_norm(x)))
         routed = self.experts_post_norm(self.experts(self.experts_norm(x), *self.router(x)))
         x = x + self.post_norm(dense + routed)
@@ -187,7 +206,7 @@ class GemmaDecoder(LanguageModel):
         trace: receives the input of each layer, then the normed output.
         """
         angles = {layer: rotary.angles(batch.positions) for layer, rotary in self.rotaries.items()}
-        x = torch.nn.functional.embedding(batch.token_ids, self.embedding) * self.embedding_scale
+        x = self.embed(batch.token_ids) * self.embedding_scale
         x = self._condition(x, batch)
         for layer, shape in zip(self.layers, self.shape.layers, strict=True):
             if trace is not None:
@@ -217,14 +236,12 @@ class GemmaDecoder(LanguageModel):
         """Return the expected embedding [M, width] under probabilities [M, V]."""
         if self._packed_embedding is None:
             return super().soft_embedding(probabilities)
-        return (
-            packed_linear(probabilities.to(self.dtype), self._packed_embedding, None) * self.embedding_scale
-        )
+        part = packed_linear(self.own_part(probabilities).to(self.dtype), self._packed_embedding, None)
+        return self.summed(part) * self.embedding_scale
 
     def head(self, hidden: Tensor) -> Tensor:
         """Return logits [M, V] of hidden states [M, width], between plus and minus the soft cap."""
-        logits: Tensor = self.output(hidden)
-        return logits.div_(self.shape.soft_cap).tanh_().mul_(self.shape.soft_cap)
+        return super().head(hidden).div_(self.shape.soft_cap).tanh_().mul_(self.shape.soft_cap)
 
 
 def _rotary(shape: GemmaShape, layer: GemmaLayerShape) -> Rotary:

@@ -8,8 +8,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.models.split import Cut, Divisible, HeadSpans, Meeting, Ranks, span_of
 
-class Packable(nn.Module):
+
+class Packable(Divisible):
     """A module whose weights may be reordered once for this machine's kernels."""
 
     def pack(self) -> None:
@@ -28,6 +30,22 @@ class Linear(Packable):
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self.packed: Tensor | None = None
+        self.bias_is_apart = False
+
+    def keep_outputs(self, *spans: tuple[int, int]) -> None:
+        """Keep these rows alone: a rank computes some of the outputs."""
+        self.keep("weight", Cut(0, spans))
+        if self.bias is not None:
+            self.keep("bias", Cut(0, spans))
+
+    def keep_inputs(self, start: int, stop: int) -> None:
+        """Keep these columns alone: a rank computes a part of a sum, to which the bias is added once."""
+        self.keep("weight", Cut(1, ((start, stop),)))
+        self.bias_is_apart = True
+
+    def add_bias(self, total: Tensor) -> Tensor:
+        """Return the sum of all ranks' parts with the bias."""
+        return total if self.bias is None else total + self.bias
 
     def pack(self) -> None:
         """Reorder the weight for oneDNN and drop the plain copy; elsewhere nothing changes."""
@@ -36,9 +54,10 @@ class Linear(Packable):
             self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
+        bias = None if self.bias_is_apart else self.bias
         if self.packed is not None:
-            return packed_linear(x, self.packed, self.bias)
-        return F.linear(x, self.weight, self.bias)
+            return packed_linear(x, self.packed, bias)
+        return F.linear(x, self.weight, bias)
 
 
 def pack_weight(weight: Tensor) -> Tensor | None:
@@ -135,7 +154,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
-class GatedMLP(nn.Module):
+class GatedMLP(Meeting):
     """down(activation(gate x) * up x), gate and up in one matrix product."""
 
     def __init__(self, width: int, inner: int, activation: Callable[[Tensor], Tensor] = F.silu) -> None:
@@ -143,13 +162,31 @@ class GatedMLP(nn.Module):
         self.gate_up = Linear(width, 2 * inner)
         self.down = Linear(inner, width)
         self.activation = activation
+        self.width, self.inner = width, inner
+        self.ranks: Ranks | None = None
+
+    def divide(self, ranks: Ranks) -> None:
+        """Keep a part of the inner width."""
+        start, stop = span_of(self.inner, ranks, "inner dimensions of an MLP")
+        self.gate_up.keep_outputs((start, stop), (self.inner + start, self.inner + stop))
+        self.down.keep_inputs(start, stop)
+        self.ranks = ranks
+
+    def take_no_part(self) -> None:
+        """Meet the others with no tokens."""
+        self(self.gate_up.weight.new_empty(0, self.width))
 
     def forward(self, x: Tensor) -> Tensor:
+        if self.ranks is None:
+            return self._partial(x)
+        return self.ranks.leave(self._partial(self.ranks.enter(x)))
+
+    def _partial(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)
         return self.down(self.activation(gate) * up)
 
 
-class Attention(nn.Module):
+class Attention(Divisible):
     """Fused q, k, v projection, optional per-head norms, rotary positions, output projection.
 
     norm_eps: of the norms over each head of queries and keys; None: no such norms. wide: see RMSNorm.
@@ -173,6 +210,21 @@ class Attention(nn.Module):
         self.out = Linear(num_heads * head_dim, width, bias=out_bias)
         self.query_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps, wide=wide)
         self.key_norm = None if norm_eps is None else RMSNorm(head_dim, norm_eps, wide=wide)
+        self.ranks: Ranks | None = None
+
+    def divide(self, ranks: Ranks) -> None:
+        """Keep a part of the heads."""
+        heads = HeadSpans(self.num_heads, self.num_kv_heads, ranks)
+        (first, last), (kv_first, kv_last) = heads.query, heads.kv
+        self.qkv.keep_outputs(*heads.rows(self.head_dim))
+        self.out.keep_inputs(first * self.head_dim, last * self.head_dim)
+        self.num_heads, self.num_kv_heads, self.ranks = last - first, kv_last - kv_first, ranks
+
+    def combine(self, attended: Tensor) -> Tensor:
+        """Return the output [N, width] of all heads; attended: [N, H D] of this rank's."""
+        if self.ranks is None:
+            return self.out(attended)
+        return self.out.add_bias(self.ranks.sum(self.out(attended)))
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return rotated query [N, H, D], rotated key [N, K, D] and value [N, K, D]."""

@@ -17,6 +17,7 @@ from sfumato.models.checkpoint_names import Target
 from sfumato.models.folder import Folder, read_json
 from sfumato.models.language_model import LanguageModel
 from sfumato.models.registry import family_of
+from sfumato.models.split import cuts_of, pieces
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -29,12 +30,19 @@ _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
 
-def build_on_meta(config: dict[str, Any]) -> tuple[LanguageModel, dict[str, Target]]:
-    """Build a model without memory, and the checkpoint tensors that it expects."""
+def build_on_meta(
+    config: dict[str, Any], divide: Callable[[LanguageModel], None] | None = None
+) -> tuple[LanguageModel, dict[str, Target]]:
+    """Build a model without memory, and the checkpoint tensors that it expects.
+
+    divide: leaves the part that one of several ranks holds.
+    """
     family = family_of(config)
     shape = family.shape_from_hf(config)
     with torch.device("meta"):
         model = family.build(shape)
+        if divide is not None:
+            divide(model)
     return model, family.targets(shape)
 
 
@@ -61,25 +69,31 @@ def load_model(
     dtype: torch.dtype,
     device: str,
     pack: bool = True,
+    divide: Callable[[LanguageModel], None] | None = None,
     on_progress: ProgressCallback | None = None,
 ) -> LanguageModel:
     """Load a checkpoint's weights; beside the model, one tensor at a time is in memory.
 
+    divide: leaves the part that one of several ranks holds; nothing else is read.
     Raises CheckpointError naming the tensor or the file: missing, extra, of a wrong shape, truncated.
     """
-    model, targets = build_on_meta(folder.config)
+    model, targets = build_on_meta(folder.config, divide)
+    cuts = cuts_of(model)
     model = _with_memory(model, targets, dtype, device)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     ignored = model.ignored_prefixes + (("lm_head.weight",) if model.shape.tied else ())
-    done = read = 0
-    for name, tensor in _tensors(folder.path, targets, ignored):
+    read = 0
+    for done, (name, tensor) in enumerate(_tensors(folder.path, targets, ignored), start=1):
         target = targets[name]
-        if tuple(tensor.shape) != target.shape:
+        shape = tensor.get_shape()
+        if tuple(shape) != target.shape:
             raise CheckpointError(
-                f"{folder.path}: tensor {name!r} has shape {[*tensor.shape]}, expected {[*target.shape]}"
+                f"{folder.path}: tensor {name!r} has shape {[*shape]}, expected {[*target.shape]}"
             )
-        _place(parameters[target.parameter], target).copy_(tensor)
-        done, read = done + 1, read + tensor.numel() * tensor.element_size()
+        for piece in pieces(target, cuts.get(target.parameter)):
+            part = _read(folder.path, name, tensor, piece.source)
+            parameters[target.parameter][piece.place].copy_(part)
+            read += part.numel() * part.element_size()
         if on_progress is not None:
             on_progress(done, len(targets), read)
     if pack:
@@ -101,18 +115,19 @@ def _with_memory(
     return model
 
 
-def _place(parameter: Tensor, target: Target) -> Tensor:
-    """Return the part of a parameter that a tensor fills."""
-    owner = parameter if target.entry is None else parameter[target.entry]
-    return owner if target.stop is None else owner[target.start : target.stop]
+def _read(path: Path, name: str, tensor: Any, source: tuple[slice, ...]) -> Tensor:
+    try:
+        part: Tensor = tensor[source]
+    except (SafetensorError, OSError, RuntimeError) as error:
+        raise CheckpointError(f"{path}: tensor {name!r} cannot be read: {error}") from error
+    return part
 
 
-def _tensors(
-    path: Path, targets: dict[str, Target], ignored: tuple[str, ...]
-) -> Iterator[tuple[str, Tensor]]:
+def _tensors(path: Path, targets: dict[str, Target], ignored: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Yield every expected tensor once, after checking that the names are exactly the expected ones.
 
-    ignored: beginnings of names that may stand in the files besides.
+    The tensors are safetensors slices, of which nothing has been read. ignored: beginnings of names that may
+    stand in the files besides.
     """
     with ExitStack() as stack:
         where: dict[str, Any] = {}
@@ -138,9 +153,10 @@ def _tensors(
             )
         for name in targets:
             try:
-                yield name, where[name].get_tensor(name)
+                tensor = where[name].get_slice(name)
             except (SafetensorError, OSError, RuntimeError) as error:
                 raise CheckpointError(f"{path}: tensor {name!r} cannot be read: {error}") from error
+            yield name, tensor
 
 
 def _and_more(names: list[str]) -> str:

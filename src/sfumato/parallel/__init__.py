@@ -1,1 +1,1 @@
-"""Several processes that serve one model: how they reach each other. Knows no request and no scheduler."""
+"""Several processes that serve one model: how they meet, what they say to each other, how they end."""

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -53,10 +55,14 @@ class Planned:
         num_threads = config.num_threads
         if num_threads is None and count > 1:
             num_threads = len(os.sched_getaffinity(0))
+        shares_weights = config.data_parallel_attention > 1
+        rendezvous = f"127.0.0.1:{_free_port()}" if shares_weights else config.rendezvous
         return [
             msgspec.structs.replace(
                 config,
                 replica=replica,
+                rank=replica if shares_weights else config.rank,
+                rendezvous=rendezvous,
                 kv_memory=None if config.kv_memory is None else config.kv_memory // count,
                 num_threads=None if num_threads is None else max(1, num_threads // count),
             )
@@ -67,6 +73,13 @@ class Planned:
     def label(self) -> str:
         """Return what to call it before it is loaded."""
         return self.name or self.config.model
+
+
+def _free_port() -> int:
+    """Return a port of this machine that nobody listens on now."""
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port: int = probe.getsockname()[1]
+        return port
 
 
 def share_out(planned: Sequence[Planned], *, kv_memory: int | None, num_threads: int | None) -> list[Planned]:
@@ -95,9 +108,10 @@ async def start_models(planned: Sequence[Planned], on_progress: ProgressCallback
 
     Raises ConfigError or EngineDied.
     """
-    for each in planned:
-        each.config.check()
-    tasks = [asyncio.create_task(_start(each, on_progress)) for each in planned]
+    started = [(each, each.replicas()) for each in planned]
+    for config in itertools.chain.from_iterable(configs for _, configs in started):
+        config.check()
+    tasks = [asyncio.create_task(_start(each, configs, on_progress)) for each, configs in started]
     try:
         models = await asyncio.gather(*tasks)
         twice = [model.name for model in models if sum(other.name == model.name for other in models) > 1]
@@ -114,8 +128,10 @@ async def start_models(planned: Sequence[Planned], on_progress: ProgressCallback
     return Registry(models)
 
 
-async def _start(planned: Planned, on_progress: ProgressCallback) -> ServedModel:
-    configs, on_loading = planned.replicas(), lambda loading: on_progress(planned.label, loading)
+async def _start(
+    planned: Planned, configs: Sequence[EngineConfig], on_progress: ProgressCallback
+) -> ServedModel:
+    on_loading = lambda loading: on_progress(planned.label, loading)
     if planned.num_prefill:
         client = await start_pools(configs, planned.num_prefill, on_loading)
     else:

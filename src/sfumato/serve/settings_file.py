@@ -9,7 +9,7 @@ from pathlib import Path
 import msgspec
 import yaml
 
-from sfumato.config import EngineConfig
+from sfumato.config import DEFAULT_RANK_TIMEOUT, EngineConfig
 from sfumato.core.spec import ParameterValue
 from sfumato.engine.limits import Limits
 from sfumato.errors import ConfigError
@@ -37,9 +37,12 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     order: str | None = None
     overlap: str | None = None
     data_parallel: int | None = None
+    data_parallel_attention: bool | None = None
     max_running_requests: int | None = None
     max_prefill_tokens: int | None = None
     denoise_every: int | None = None
+    tensor_parallel: int | None = None
+    rank_timeout: float | None = None
 
     def over(self, general: ModelSettings) -> ModelSettings:
         """Return these settings with what they leave open taken from more general ones."""
@@ -58,6 +61,11 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "max_prefill_tokens": self.max_prefill_tokens,
             "denoise_every": self.denoise_every,
         }
+        num_replicas = 1 if self.data_parallel is None else self.data_parallel
+        if self.data_parallel_attention and num_replicas < 2:
+            raise ConfigError(
+                f"--data-parallel-attention needs --data-parallel of 2 at least, not {num_replicas}"
+            )
         config = EngineConfig(
             model=model,
             dtype=self.dtype or "auto",
@@ -72,7 +80,10 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             block_length=self.block_length,
             context_length=self.context_length,
             overlap=self.overlap or "auto",
-            num_replicas=1 if self.data_parallel is None else self.data_parallel,
+            num_replicas=num_replicas,
+            data_parallel_attention=num_replicas if self.data_parallel_attention else 1,
+            tensor_parallel=1 if self.tensor_parallel is None else self.tensor_parallel,
+            rank_timeout=DEFAULT_RANK_TIMEOUT if self.rank_timeout is None else self.rank_timeout,
             limits=Limits(**{name: value for name, value in limits.items() if value is not None}),  # type: ignore[arg-type]
         )
         return Planned(config, self.name)

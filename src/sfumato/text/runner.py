@@ -6,11 +6,12 @@ Letters: R rows of one algorithm, W window positions, M packed positions.
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.core.plan import Decision, RowResult, Scores, StepPlan, StepResult
@@ -18,7 +19,7 @@ from sfumato.core.request import Request
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
 from sfumato.models.batch import Batch, KVStore
-from sfumato.text.batching import make_batch
+from sfumato.text.batching import FedRow, make_batch
 from sfumato.text.deciding import decide
 from sfumato.text.statistics import PackedStatistics, compute_statistics
 from sfumato.text.windows import Output, Readable, is_decided_by, read_scores, readings_of, row_outputs
@@ -37,10 +38,15 @@ class TextModel(Protocol):
     def soft_embedding(self, probabilities: Tensor) -> Tensor: ...
 
 
+# Called with the rows of the next forward and its output tokens i64[P], by ranks that lead others.
+Announce = Callable[[Sequence[FedRow], NDArray[np.int64]], None]
+
+
 class TextRunner:
     """Launches plans of text rows on one model.
 
-    chunk_bytes bounds the float32 logits that exist at one time.
+    chunk_bytes bounds the float32 logits that exist at one time. is_lockstep: other ranks make a forward with
+    each of this one's, so that none can be repeated: where one raises, all of its requests fail.
     """
 
     def __init__(
@@ -51,12 +57,16 @@ class TextRunner:
         store: KVStore | None,
         page_size: int,
         chunk_bytes: int,
+        announce: Announce | None = None,
+        is_lockstep: bool = False,
     ) -> None:
         self._model = model
         self._traits = traits
         self._store = store
         self._page_size = page_size
         self._chunk_bytes = chunk_bytes
+        self._announce = announce
+        self._is_lockstep = is_lockstep
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
@@ -67,7 +77,7 @@ class TextRunner:
         except (EngineError, KeyboardInterrupt):
             raise
         except Exception as error:
-            rows = self._run_apart(plan, live, error)
+            rows = self._failed(plan, error) if self._is_lockstep else self._run_apart(plan, live, error)
         return StepResult(
             launch_id=plan.launch_id, rows=tuple(rows), device_seconds=time.perf_counter() - started
         )
@@ -76,13 +86,16 @@ class TextRunner:
         """Run each request's rows alone after a joint forward has raised, to find the one at fault."""
         ids = plan.request_ids()
         if len(ids) == 1:
-            message = f"{type(error).__name__}: {error}"
-            return [RowResult(row=row, error=message) for row in plan.rows]
+            return self._failed(plan, error)
         results: list[RowResult] = []
         for request_id in ids:
             rows = tuple(row for row in plan.rows if row.request_id == request_id)
             results.extend(self.launch(StepPlan(launch_id=plan.launch_id, rows=rows), live).rows)
         return results
+
+    def _failed(self, plan: StepPlan, error: Exception) -> list[RowResult]:
+        message = f"{type(error).__name__}: {error}"
+        return [RowResult(row=row, error=message) for row in plan.rows]
 
     def _run(self, plan: StepPlan, live: Mapping[str, Request]) -> list[RowResult]:
         # A text lane only ever holds text work and scoring.
@@ -92,14 +105,17 @@ class TextRunner:
             lease = live[row.request_id].lease
             fed.append(works[row.request_id].fed(row, None if lease is None else lease.pages))
         outputs = row_outputs(plan, works)
+        output_tokens = np.concatenate([output.tokens for output in outputs])
         batch = make_batch(
             fed,
             traits=self._traits,
-            output_tokens=np.concatenate([output.tokens for output in outputs]),
+            output_tokens=output_tokens,
             store=self._store,
             page_size=self._page_size,
             device=self._model.device,
         )
+        if self._announce is not None:
+            self._announce(fed, output_tokens)
         hidden = self._model.hidden(batch)
         failures = _not_finite_hidden(outputs, hidden)
         windows = [output.window for output in outputs if output.window is not None]

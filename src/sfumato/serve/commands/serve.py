@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
+import signal
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
@@ -14,6 +16,8 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
+from sfumato.config import EngineConfig
+from sfumato.engine.torchrun import is_torchrun, placed
 from sfumato.engine.wire import EngineInfo, Loading
 from sfumato.errors import ConfigError
 from sfumato.serve.commands import options, peer_options
@@ -127,6 +131,15 @@ def serve(
             show_default="1",
         ),
     ] = None,
+    data_parallel_attention: Annotated[
+        bool | None,
+        typer.Option(
+            "--data-parallel-attention",
+            help="These engines share the weights of the experts, or else of the MLPs, and step together.",
+            rich_help_panel=_ENGINE,
+            show_default="off",
+        ),
+    ] = None,
     max_prefill_tokens: Annotated[
         int | None,
         typer.Option(help="Prompt tokens per forward.", rich_help_panel=_ENGINE, show_default="2048"),
@@ -137,6 +150,23 @@ def serve(
             help="However many prompts wait, at least every so many steps denoises.",
             rich_help_panel=_ENGINE,
             show_default="4",
+        ),
+    ] = None,
+    tensor_parallel: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Processes, one per GPU, that hold a model together; also under torchrun.",
+            rich_help_panel=_ENGINE,
+            show_default="1",
+        ),
+    ] = None,
+    rank_timeout: Annotated[
+        float | None,
+        typer.Option(
+            help="Seconds that one such process may keep the others waiting before the engine ends.",
+            rich_help_panel=_ENGINE,
+            show_default="15",
         ),
     ] = None,
     disaggregate: peer_options.Disaggregate = None,
@@ -170,9 +200,12 @@ def serve(
         order=order,
         overlap=overlap,
         data_parallel=data_parallel,
+        data_parallel_attention=data_parallel_attention,
         max_running_requests=max_running_requests,
         max_prefill_tokens=max_prefill_tokens,
         denoise_every=denoise_every,
+        tensor_parallel=tensor_parallel,
+        rank_timeout=rank_timeout,
     )
     peering = peer_options.peer_config(
         role=role,
@@ -191,6 +224,10 @@ def serve(
         kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
         num_threads=threads,
     )
+    if is_torchrun(os.environ):
+        planned = [Planned(placed(_only(planned).config, os.environ), _only(planned).name)]
+        if planned[0].config.rank > 0:
+            return _follow(planned[0].config)
     settings = ServerSettings(
         host=host,
         port=port,
@@ -200,6 +237,26 @@ def serve(
         log_level=log_level,
     )
     return _run(planned, settings)
+
+
+def _only(planned: Sequence[Planned]) -> Planned:
+    """Return the one model that ranks of torchrun's can hold."""
+    if len(planned) != 1:
+        raise ConfigError(f"torchrun starts the ranks of one model, and {len(planned)} are to be served")
+    return planned[0]
+
+
+def _follow(config: EngineConfig) -> int:
+    """Be a rank without a front door until rank 0's engine has ended."""
+    # Imported here, because it loads torch, which the front door does without.
+    from sfumato.engine.follower import run_follower
+
+    config.check()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        # Rank 0 finishes what is running and needs this rank for it; then both end.
+        signal.signal(number, signal.SIG_IGN)
+    run_follower(config)
+    return 0
 
 
 def _plan(
