@@ -59,6 +59,14 @@ def num_steps(server: Server, kind: str) -> float:
     return float(found[1]) if found else 0.0
 
 
+def num_handovers(server: Server, outcome: str) -> float:
+    text = server.http.get("/metrics").text
+    pattern = rf'^sfumato_handovers{{model="{SDAR}",outcome="{outcome}"}} (\S+)$'
+    found = re.search(pattern, text, re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
 def end(server: Server, folder: Path) -> None:
     server.signal()
     assert server.wait() == 0
@@ -72,11 +80,13 @@ def test_pools_behind_one_front_door(tmp_path: Path, expected: list[list[int]]) 
         assert len(server.engines) == 2
         assert ask_all(server) == expected
         assert num_steps(server, "prefill") > 0
-        assert server.http.get("/health").status_code == 200
+        assert num_handovers(server, "arrived") > 0
+        assert num_handovers(server, "failed") == 0
+        assert server.http.get("/health").json()["status"] == "ok"
         # The prefill engine was started first. Without it, prompts are prefilled where they are denoised.
         os.kill(server.engines[0], signal.SIGKILL)
         assert ask_all(server) == expected
-        assert server.http.get("/health").status_code == 200
+        assert server.http.get("/health").json()["status"] == "degraded"
         assert server.wait_for("sfumato_running_requests", SDAR, 0)
         end(server, tmp_path)
     assert "has gone; prompts go elsewhere" in (tmp_path / "stderr.txt").read_text()

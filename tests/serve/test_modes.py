@@ -22,6 +22,7 @@ MODES = {
     "shared weights": ("--data-parallel", "2", "--data-parallel-attention"),
     "shared weights and overlap": ("--data-parallel", "2", "--data-parallel-attention", "--overlap", "on"),
     "two ranks": ("--tensor-parallel", "2"),
+    "prefill and denoise apart": ("--disaggregate", "1:1", "--overlap", "on"),
     "replicas and overlap": ("--data-parallel", "2", "--overlap", "on"),
 }
 QUESTIONS = (

@@ -215,8 +215,21 @@ class Floor(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a denoise engine's hand-overs have come to, and the pages that still wait for a peer's word."""
+
+    arrived: int = 0
+    failed: int = 0
+    draining_pages: int = 0
+
+
 class Handover(Protocol):
     """State and keys to and from peers, as the loop sees it."""
+
+    def tally(self) -> Tally:
+        """Return what has been asked for so far."""
+        ...
 
     def takes(self, request: Request) -> bool:
         """Whether a running request's next rows are not this process's to run."""

@@ -20,6 +20,7 @@ from sfumato.core.handover import (
     LinkUp,
     PeerEvent,
     Received,
+    Tally,
 )
 from sfumato.core.request import Request
 from sfumato.engine.fetching import Fetching
@@ -43,6 +44,10 @@ class NoPeers:
     """This process runs every row of its requests."""
 
     address = None
+
+    def tally(self) -> Tally:
+        """Nothing is asked for."""
+        return Tally()
 
     def takes(self, request: Request) -> bool:
         """Nothing leaves."""
@@ -72,6 +77,11 @@ class PeerHandover:
         self.fetching = fetching
         self.filling = filling
         self.endpoint = endpoint
+
+    def tally(self) -> Tally:
+        """Return what has been asked for so far."""
+        counts = self.fetching.counts
+        return Tally(counts.arrived, counts.failed, self.fetching.num_draining_pages)
 
     @property
     def address(self) -> str | None:
