@@ -84,25 +84,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             context_length=self.context_length,
         )
 
-    def _check_peering(self) -> None:
-        """Raise ConfigError where each rank's keys would have to be handed over to its like."""
-        if self.peering.role == "both" and self.peering.is_alone:
-            return
-        for name, count in (
-            ("tensor-parallel", self.tensor_parallel),
-            ("data-parallel-attention", self.data_parallel_attention),
-        ):
-            if count > 1:
-                raise ConfigError(
-                    f"--{name} {count} does not go with --role {self.peering.role}: ranks that share a model "
-                    "hand no keys over"
-                )
-
     def check(self) -> None:
         """Raise ConfigError naming the option."""
         self.limits.check()
-        self.peering.check()
-        self._check_peering()
         for name in (
             "kv_memory",
             "page_size",
@@ -120,8 +104,15 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.overlap not in OVERLAPS:
             raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
         self._check_ranks()
+        self.peering.check()
         if self.parameters and self.algorithm is None:
             raise ConfigError(f"--algorithm-parameters {self.parameters} need --algorithm")
+
+    def _divided_by(self) -> str | None:
+        """Name the option that divides one model among ranks, if one does."""
+        if self.tensor_parallel > 1:
+            return f"--tensor-parallel {self.tensor_parallel}"
+        return "--data-parallel-attention" if self.data_parallel_attention > 1 else None
 
     def _check_ranks(self) -> None:
         if self.rank_timeout <= 0:
@@ -134,6 +125,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.data_parallel_attention > 1 and self.rendezvous is None:
             raise ConfigError(
                 f"{self.data_parallel_attention} ranks of --data-parallel-attention need a rendezvous"
+            )
+        divided = self._divided_by()
+        if divided is not None and not self.peering.is_alone:
+            raise ConfigError(
+                f"{divided} does not go with --role, --peers or --disaggregate: "
+                "each rank would hand over its own part of keys and values"
             )
         if not 0 <= self.rank < self.world_size:
             raise ConfigError(f"rank {self.rank} is not one of the {self.world_size} ranks")

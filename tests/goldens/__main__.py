@@ -111,7 +111,10 @@ def main(arguments: list[str] | None = None) -> int:
             tensor_parallel=options.tensor_parallel,
             start=start,
         )
-        return _replay_all(selections, options, mode, summary)
+        try:
+            return _replay_all(selections, options, mode, summary)
+        finally:
+            end_ranks()
 
 
 def _replay_all(
@@ -141,7 +144,6 @@ def _replay_all(
             print(f"PASS {case.name}" if problem is None else f"FAIL {case.name}: {problem}", flush=True)
     for line in summary():
         print(line)
-    end_ranks()
     print(f"{passed} passed, {failed} failed, 0 skipped")
     return 1 if failed else 0
 
@@ -211,13 +213,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--overlap", action="store_true", help="launch a step while the one before runs")
     parser.add_argument(
-        "--disaggregate",
-        nargs="?",
-        const="in-process",
-        choices=disaggregated.TRANSPORTS,
-        help="prefill in a second engine: in this process, or in one of its own over sockets or NIXL",
-    )
-    parser.add_argument(
         "--data-parallel", type=int, default=1, metavar="N", help="spread the requests over N engines"
     )
     parser.add_argument(
@@ -226,6 +221,13 @@ def _parser() -> argparse.ArgumentParser:
         default=1,
         metavar="N",
         help="run engine cases on a model that N processes hold together",
+    )
+    parser.add_argument(
+        "--disaggregate",
+        nargs="?",
+        const="in-process",
+        choices=disaggregated.TRANSPORTS,
+        help="prefill in a second engine: in this process, or in one of its own over sockets or NIXL",
     )
     parser.add_argument(
         "--supported", action="store_true", help="replay what supported.txt lists, below each given folder"

@@ -218,7 +218,7 @@ class RecordingWalk:
 class Mode:
     """How the cases are run; the tokens and the counts may not depend on it.
 
-    num_replicas: engines among which a router spreads the requests. start: makes each of what was loaded.
+    num_replicas: engines among which a router spreads the requests. start: makes one of what was loaded.
     """
 
     overlap: bool = False
@@ -238,16 +238,14 @@ def run(
     """Run all requests: all at once, or at random times that the seed decides."""
     engines = (mode or Mode()).engines(loaded)
     try:
-        return _run(engines, asked, seed, shares_prefixes=loaded.traits.has_exact_cache)
+        return _run(engines, asked, seed)
     finally:
         for engine in engines:
             engine.close()
 
 
-def _run(
-    engines: list[Engine], asked: list[Asked], seed: int | None, *, shares_prefixes: bool
-) -> list[Recording]:
-    router = Router(len(engines), shares_prefixes=shares_prefixes)
+def _run(engines: list[Engine], asked: list[Asked], seed: int | None) -> list[Recording]:
+    router = Router(len(engines), shares_prefixes=engines[0].traits.has_exact_cache)
     recordings = [Recording() for _ in asked]
     by_id: dict[str, Recording] = {}
     for engine in engines:

@@ -22,7 +22,8 @@ MODES = {
     "shared weights": ("--data-parallel", "2", "--data-parallel-attention"),
     "shared weights and overlap": ("--data-parallel", "2", "--data-parallel-attention", "--overlap", "on"),
     "two ranks": ("--tensor-parallel", "2"),
-    "prefill and denoise apart": ("--disaggregate", "1:1", "--overlap", "on"),
+    "prefill apart": ("--disaggregate", "1:1"),
+    "prefill apart and overlap": ("--disaggregate", "1:1", "--overlap", "on"),
     "replicas and overlap": ("--data-parallel", "2", "--overlap", "on"),
 }
 QUESTIONS = (

@@ -150,9 +150,9 @@ def build_loop(
         limits=config.limits,
         chunk_bytes=config.max_chunk_bytes,
         depth=_depth(config, loaded.device),
-        peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
         announce=None if leader is None else Announcer(leader, store, page_size),
         shared=loaded.shared,
+        peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
     )
 
 
@@ -168,9 +168,9 @@ def assemble(
     limits: Limits,
     chunk_bytes: int,
     depth: int = 0,
-    peering: Peering | None = None,
     announce: Announce | None = None,
     shared: SharedWeights | None = None,
+    peering: Peering | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock."""

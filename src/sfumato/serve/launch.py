@@ -46,6 +46,11 @@ class Planned:
                 f"--data-parallel {config.num_replicas} does not go with --disaggregate, which says how many "
                 "engines denoise"
             )
+        if config.tensor_parallel != 1:
+            raise ConfigError(
+                f"--tensor-parallel {config.tensor_parallel} does not go with --disaggregate: "
+                "each rank would hand over its own part of keys and values"
+            )
         config = msgspec.structs.replace(config, num_replicas=pools.num_engines)
         return replace(self, config=config, num_prefill=pools.num_prefill)
 
