@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from sfumato.core.messages import TokenLogprob
 from sfumato.core.request import Request, Work
 from sfumato.core.spec import Spec
 
@@ -46,7 +47,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 class CanvasState(msgspec.Struct, frozen=True, kw_only=True):
     """The denoise state of a text request: arrays as bytes, i64 tokens and bool flags of all positions.
 
-    algorithm_state: msgpack of what the algorithm keeps within the open block, or None.
+    output_end: position up to which tokens have been output. logprobs: of decided positions behind it.
+    algorithm_state: what the algorithm keeps within the open block, as `text.plain_state` encodes it.
     """
 
     token_ids: bytes
@@ -56,11 +58,11 @@ class CanvasState(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     masks_at_start: int
     output_end: int
-    num_undecided: int
     denoise_steps: int
     nfe: int
     hit_len: int
-    algorithm_state: bytes | None = None
+    algorithm_state: bytes
+    logprobs: dict[int, TokenLogprob] = {}
 
 
 class RequestState(msgspec.Struct, frozen=True, kw_only=True):
