@@ -31,7 +31,7 @@ test-all: check $(NIXL)
 
 # Its own dependencies name a CUDA build of torch; over UCX it needs neither.
 $(NIXL): $(DEVELOPING)
-	$(PIP) --no-deps nixl nixl-cu12
+	$(PIP) $(CONSTRAINTS) --no-deps nixl nixl-cu12
 	touch $@
 
 check: $(DEVELOPING)

@@ -234,6 +234,23 @@ def test_an_abort_in_every_state(stage: str) -> None:
     pools.close()
 
 
+@pytest.mark.parametrize("stage", ["prefilling", "some blocks here"])
+def test_a_connection_that_breaks_while_the_peer_may_still_write(stage: str) -> None:
+    pools = bring_to(stage)
+    asking(pools).is_fenced = False  # type: ignore[misc]
+    asking(pools).cut("reset", is_over=False)
+    pools.run_until(lambda: {"a", "b"} <= pools.denoise.ended.keys())
+    assert pools.denoise.tokens["a"] == expected(41, "a")
+    assert pools.denoise.num_draining() > 0
+    pools.pass_time(30.0)
+    pools.step()
+    assert pools.denoise.num_draining() > 0
+    pools.pass_time(40.0)
+    pools.step()
+    pools.check_nothing_is_left()
+    pools.close()
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_peer_that_is_gone_in_every_state(stage: str) -> None:
     pools = bring_to(stage)

@@ -187,6 +187,7 @@ def test_a_peer_that_goes_is_told_and_looked_for(make: Make, capfd: pytest.Captu
     (lost,) = events(denoise, 1)
     assert lost.link is up.link
     assert isinstance(lost.news, LinkLost)
+    assert lost.news.is_over
     # Sending to it is no error, and a new connection is another link.
     lost.link.send(Received(handover_id="late"))
     make().listen("127.0.0.1", port)

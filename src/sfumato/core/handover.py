@@ -81,13 +81,14 @@ class RequestState(msgspec.Struct, frozen=True, kw_only=True):
 class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):
     """Pages are reserved: compute keys and values of positions [start, end), the end of `state.known_ids`.
 
-    pages: the receiver's pages from position `start` on.
+    pages: the receiver's pages from position `start` on. priority: the request's.
     """
 
     handover_id: str
     state: RequestState
     start: int
     pages: tuple[int, ...]
+    priority: int = 0
 
 
 class Blocks(msgspec.Struct, frozen=True, kw_only=True, tag="blocks"):
@@ -140,9 +141,13 @@ class LinkUp(msgspec.Struct, frozen=True, kw_only=True, tag="up"):
 
 
 class LinkLost(msgspec.Struct, frozen=True, kw_only=True, tag="lost"):
-    """A peer has gone and writes no more; a new connection is a new link."""
+    """A peer's connection has ended; a new one is a new link.
+
+    is_over: the peer has closed it, so that it has gone or writes no more; else it may still be there.
+    """
 
     reason: str
+    is_over: bool
 
 
 class LinkSilent(msgspec.Struct, frozen=True, kw_only=True, tag="silent"):

@@ -133,8 +133,8 @@ def open_peering(
     copy = KVPages(store, page_size)
     layout = make_layout(
         loaded.folder.name,
+        loaded.folder.path,
         traits,
-        loaded.model.state_dict().items(),
         dtype=loaded.dtype,
         page_size=page_size,
         transport=config.transport,
