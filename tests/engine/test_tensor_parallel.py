@@ -13,11 +13,13 @@ from typing import Any
 
 import msgspec
 import pytest
+import torch
 
 from sfumato.config import EngineConfig
 from sfumato.engine.build import Loaded, load
 from sfumato.engine.engine import Choice, Engine
 from sfumato.engine.frontend import SamplingParams
+from sfumato.engine.ranks import device_of_rank, threads_of_rank
 from sfumato.errors import ConfigError, EngineError
 from tests.models.checkpoints import EVERY, random_weights, write
 from tests.serve.running import children, is_running
@@ -143,6 +145,27 @@ def test_a_follower_that_cannot_start_is_named(tmp_path: Path, monkeypatch: pyte
         EngineError, match=r"tensor-parallel rank 1 of 2 \(process \d+\) has ended: exit status 7"
     ):
         Engine.load(SDAR, tensor_parallel=2)
+
+
+def test_ranks_share_out_threads_and_gpus(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(model=SDAR, tensor_parallel=2)
+    assert threads_of_rank(msgspec.structs.replace(config, num_threads=5)) == 2
+    assert threads_of_rank(msgspec.structs.replace(config, num_threads=1)) == 1
+    # A follower was given its share.
+    given = msgspec.structs.replace(config, num_threads=3, rank=1, rendezvous="127.0.0.1:1")
+    assert threads_of_rank(given) == 3
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 4)
+    places = [
+        device_of_rank("cuda", msgspec.structs.replace(config, replica=replica, rank=rank))
+        for replica in range(2)
+        for rank in range(2)
+    ]
+    assert places == ["cuda:0", "cuda:1", "cuda:2", "cuda:3"]
+    assert device_of_rank("cpu", config) == "cpu"
+    shared = EngineConfig(model=SDAR, data_parallel_attention=3, rank=2, replica=2, rendezvous="127.0.0.1:1")
+    assert device_of_rank("cuda", shared) == "cuda:2"
+    with pytest.raises(ConfigError, match="6 ranks need one CUDA device each, and this machine has 4"):
+        device_of_rank("cuda", msgspec.structs.replace(config, tensor_parallel=6))
 
 
 def busy_engine(rank_timeout: float = 15.0) -> tuple[Engine, int]:

@@ -28,9 +28,16 @@ def gone(pids: list[int], seconds: float = 8.0) -> bool:
     return not any(map(is_running, pids))
 
 
-@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
-def test_a_lost_rank_ends_the_engine_and_the_door_says_so(number: signal.Signals, tmp_path: Path) -> None:
-    with serving(tmp_path, SDAR, "--tensor-parallel", "2", "--rank-timeout", "2") as server:
+@pytest.mark.parametrize(
+    ("number", "overlap"),
+    [(signal.SIGKILL, "off"), (signal.SIGSTOP, "off"), (signal.SIGKILL, "on"), (signal.SIGSTOP, "on")],
+    ids=["killed", "stopped", "killed while overlapped", "stopped while overlapped"],
+)
+def test_a_lost_rank_ends_the_engine_and_the_door_says_so(
+    number: signal.Signals, overlap: str, tmp_path: Path
+) -> None:
+    arguments = (SDAR, "--tensor-parallel", "2", "--rank-timeout", "2", "--overlap", overlap)
+    with serving(tmp_path, *arguments) as server:
         (engine,) = server.engines
         (follower,) = children(engine)
         client = server.client()

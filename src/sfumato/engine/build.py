@@ -64,7 +64,8 @@ class Loaded:
 def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> Loaded:
     """Read a checkpoint as configured. Raises ConfigError or CheckpointError."""
     config.check()
-    device = resolve_device(config.device, config.replica)
+    # Ranks of a replica take GPUs of their own; see `device_of_rank`.
+    device = resolve_device(config.device, config.replica if config.tensor_parallel == 1 else 0)
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     folder = read_folder(config.model, config.overrides())
@@ -255,7 +256,9 @@ def _num_pages(loaded: Loaded, page_size: int) -> int:
             )
         return num_pages
     if loaded.device == "cpu":
-        room, num_sharing = int(memory_bytes() * _CPU_SHARE), config.num_replicas
+        # All ranks are on this machine; a GPU is one rank's own.
+        num_sharing = max(config.num_replicas, config.data_parallel_attention) * config.tensor_parallel
+        room = int(memory_bytes() * _CPU_SHARE)
     else:
         room = int(torch.cuda.mem_get_info(loaded.device)[0] * _GPU_SHARE)
         num_sharing = -(-config.num_replicas // torch.cuda.device_count())

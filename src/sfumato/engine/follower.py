@@ -28,7 +28,7 @@ from sfumato.text.orders import fed_rows, output_tokens, read_order
 
 def run_follower(config: EngineConfig) -> None:
     """Load this rank's part and follow rank 0 until it stops. Raises EngineError when it is gone."""
-    device = device_of_rank(resolve_device(config.device), config.rank, config.tensor_parallel)
+    device = device_of_rank(resolve_device(config.device), config)
     if device == "cpu":
         torch.set_num_threads(threads_of_rank(config))
     rendezvous = open_rendezvous(config)

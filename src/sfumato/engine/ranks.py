@@ -48,11 +48,13 @@ def load_leader(
     Raises ConfigError where the model does not divide; EngineError where a follower does not get that far.
     """
     size = config.tensor_parallel
+    if config.rank:
+        raise ConfigError(f"rank {config.rank} of --tensor-parallel {size} follows; only rank 0 has requests")
     ranks = TensorRanks(0, size)
     check_divides(folder, "--tensor-parallel", size, lambda model: model.divide(ranks))
     if device.startswith("cuda:"):
         raise ConfigError(f"--device {device} is one device, and {size} ranks need one each; say cuda")
-    own_device = device_of_rank(device, 0, size)
+    own_device = device_of_rank(device, config)
     num_threads = threads_of_rank(config)
     if own_device == "cpu":
         torch.set_num_threads(num_threads)
@@ -85,7 +87,7 @@ class SharedWeights:
 
     def runner(self, inner: Runner) -> Runner:
         """Return a runner whose forwards keep step with those of the other ranks."""
-        return LockstepRunner(inner, self.model, self.ranks)
+        return LockstepRunner(inner, self.model, self.ranks, self.bell.explain)
 
 
 def load_shared(
@@ -103,7 +105,9 @@ def load_shared(
     size = config.data_parallel_attention
     ranks = MeetingRanks(config.rank, size)
     check_divides(folder, "--data-parallel-attention", size, lambda model: model.divide_meetings(ranks))
-    device = device_of_rank(device, config.rank, size)
+    device = device_of_rank(device, config)
+    if device == "cpu":
+        torch.set_num_threads(threads_of_rank(config))
     rendezvous = open_rendezvous(config)
     model = load_model(
         folder,
@@ -142,7 +146,7 @@ def _start_followers(config: EngineConfig, device: str, num_threads: int) -> tup
             rendezvous=rendezvous.address,
             is_rendezvous_open=True,
             num_threads=num_threads,
-            device=device_of_rank(device, rank, config.tensor_parallel),
+            device=device_of_rank(device, msgspec.structs.replace(config, rank=rank)),
         )
         for rank in range(1, config.tensor_parallel)
     }
@@ -180,15 +184,17 @@ def check_divides(folder: Folder, option: str, size: int, divide: Callable[[Lang
         raise ConfigError(f"{option} {size}: {error}") from error
 
 
-def device_of_rank(device: str, rank: int, size: int) -> str:
+def device_of_rank(device: str, config: EngineConfig) -> str:
     """Return the device of a rank: "cuda" gives out each machine's GPUs in order. Raises ConfigError."""
     if device != "cuda":
         return device
-    found = torch.cuda.device_count()
+    found, size = torch.cuda.device_count(), config.world_size
     # All ranks are here, unless torchrun has put as many on each machine as it has GPUs.
     if size % found and size > found:
         raise ConfigError(f"{size} ranks need one CUDA device each, and this machine has {found}")
-    return f"cuda:{rank % found}"
+    # Replicas that are divided take their GPUs one behind another.
+    first = config.replica * size if config.tensor_parallel > 1 else 0
+    return f"cuda:{(first + config.rank) % found}"
 
 
 def threads_of_rank(config: EngineConfig) -> int:

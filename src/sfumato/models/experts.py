@@ -70,8 +70,7 @@ class Experts(Packable, Meeting):
         """
         if self.ranks is None:
             return self._combined(x, chosen, weights).to(x.dtype)
-        enter = self.ranks.enter
-        partial = self._combined(enter(x), enter(chosen), enter(weights))
+        partial = self._combined(*self.ranks.enter(x, chosen, weights))
         return self.ranks.leave(partial).to(x.dtype)
 
     def _combined(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:

@@ -179,7 +179,7 @@ class GatedMLP(Meeting):
     def forward(self, x: Tensor) -> Tensor:
         if self.ranks is None:
             return self._partial(x)
-        return self.ranks.leave(self._partial(self.ranks.enter(x)))
+        return self.ranks.leave(self._partial(*self.ranks.enter(x)))
 
     def _partial(self, x: Tensor) -> Tensor:
         gate, up = self.gate_up(x).chunk(2, dim=-1)

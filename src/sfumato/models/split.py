@@ -26,8 +26,8 @@ class Ranks(Protocol):
     @property
     def size(self) -> int: ...
 
-    def enter(self, x: Tensor) -> Tensor:
-        """Return the tokens [N', width] that a divided layer computes for this rank's x: [N, width]."""
+    def enter(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Return what a divided layer computes with, [N', ...] each, for this rank's parts [N, ...]."""
         ...
 
     def leave(self, partial: Tensor) -> Tensor:

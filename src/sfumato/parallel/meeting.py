@@ -7,10 +7,9 @@ them, and each takes back the sums of its own. A rank without tokens takes part 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.core.plan import StepPlan, StepResult
@@ -39,16 +38,25 @@ class MeetingRanks:
             raise EngineError(f"rank {self.rank} of {self.size} was used before the ranks met")
         return self.group
 
-    def enter(self, x: Tensor) -> Tensor:
-        """Return the tokens [N', ...] of all ranks, in rank order; x: [N, ...] of this one."""
-        group = self._group()
-        if self._counts is None:
-            # On the CPU: sizes are needed there.
-            self._counts = [int(count) for count in group.all_gather(torch.tensor([len(x)]))]
-        most = max(self._counts)
-        padded = F.pad(x, (0, 0, 0, most - len(x))).contiguous()
-        parts = group.all_gather(padded)
-        return torch.cat([part[:count] for part, count in zip(parts, self._counts, strict=True)])
+    def enter(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Return what all ranks enter with, [N', ...] each in rank order; parts: [N, ...] of this one."""
+        group, device = self._group(), parts[0].device
+        # On the CPU: sizes are needed there.
+        counts = [int(count) for count in group.all_gather(torch.tensor([len(parts[0])]))]
+        self._counts = counts
+        # One message for all of them, whatever their dtypes are.
+        widths = [part.shape[1] * part.element_size() for part in parts]
+        padded = torch.zeros(max(counts), sum(widths), dtype=torch.uint8, device=device)
+        torch.cat([part.contiguous().view(torch.uint8) for part in parts], 1, out=padded[: len(parts[0])])
+        found = group.all_gather(padded)
+        joined = torch.cat([own[:count] for own, count in zip(found, counts, strict=True)])
+        entered, first = [], 0
+        for part, width in zip(parts, widths, strict=True):
+            # A copy, also of a single row: only a dense one can be read as another dtype.
+            own = joined[:, first : first + width].clone(memory_format=torch.contiguous_format)
+            entered.append(own.view(part.dtype))
+            first += width
+        return tuple(entered)
 
     def leave(self, partial: Tensor) -> Tensor:
         """Return this rank's rows of the sum of all ranks' partial results [N', width]."""
@@ -72,15 +80,29 @@ class LockstepRunner:
     """Launches plans so that every rank makes the same shared layers in every turn.
 
     inner: runs the rows; must make one forward a launch, also when it fails.
+    explain: says which rank is behind a broken collective.
     """
 
-    def __init__(self, inner: Runner, model: LanguageModel, ranks: MeetingRanks) -> None:
+    def __init__(
+        self,
+        inner: Runner,
+        model: LanguageModel,
+        ranks: MeetingRanks,
+        explain: Callable[[EngineError], EngineError],
+    ) -> None:
         self._inner = inner
+        self._explain = explain
         self._model = model
         self._ranks = ranks
 
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
-        """Run a plan, or without rows the shared layers alone."""
+        """Run a plan, or without rows the shared layers alone. Raises EngineError where a rank is lost."""
+        try:
+            return self._launch(plan, live)
+        except EngineError as error:
+            raise self._explain(error) from error
+
+    def _launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
         self._ranks.num_met = 0
         if plan.rows:
             result = self._inner.launch(plan, live)

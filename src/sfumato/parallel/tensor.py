@@ -42,9 +42,9 @@ class TensorRanks:
             raise EngineError(f"rank {self.rank} of {self.size} was used before the ranks met")
         return self.group
 
-    def enter(self, x: Tensor) -> Tensor:
-        """Return x: everybody has the same tokens."""
-        return x
+    def enter(self, *parts: Tensor) -> tuple[Tensor, ...]:
+        """Return the parts: everybody has the same tokens."""
+        return parts
 
     def leave(self, partial: Tensor) -> Tensor:
         """Return the sum of all ranks' partial results."""
