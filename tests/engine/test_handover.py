@@ -418,6 +418,28 @@ def test_wrong_and_doubled_ids_are_refused(pools: Pools) -> None:
 
 
 @pytest.mark.parametrize(
+    ("start", "end", "payload"),
+    [(4, 8, b""), (0, 6, b""), (0, 64, b""), (0, 4, b"more than there is"), (0, 4, None)],
+)
+def test_blocks_that_make_no_sense_end_the_hand_over(
+    pools: Pools, start: int, end: int, payload: bytes | None
+) -> None:
+    held(pools).is_holding = True
+    submit(pools.denoise, "a", 33)
+    pools.run_until(lambda: bool(held(pools).held))
+    (handover_id,) = pools.denoise.peers.fetching._fetches
+    other = Blocks(handover_id=handover_id, start=start, end=end)
+    pools.denoise.inbox.put(PeerEvent(asking(pools), other, payload))  # type: ignore[arg-type]
+    pools.step()
+    assert pools.denoise.peers.fetching.counts.refused == 1
+    assert pools.denoise.num_draining() > 0
+    held(pools).release()
+    pools.run()
+    assert pools.denoise.tokens["a"] == expected(33, "a")
+    pools.check_nothing_is_left()
+
+
+@pytest.mark.parametrize(
     ("known", "start", "pages"),
     [
         ((1,) * 6, 0, (0,)),

@@ -212,7 +212,8 @@ class Fetching:
         request, page_size = fetch.request, self.pages.pool.page_size
         size = request.standing.block_length
         is_whole = blocks.start % size == 0 and blocks.end % size == 0
-        if blocks.start != fetch.received or blocks.end > fetch.end or not is_whole:
+        is_empty = event.payload is None and event.link.is_fenced
+        if blocks.start != fetch.received or blocks.end > fetch.end or not is_whole or is_empty:
             self._refuse(fetch)
             return
         if event.payload is not None:
