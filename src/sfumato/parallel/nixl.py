@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import secrets
 import threading
 import time
@@ -164,12 +165,15 @@ class NixlCarrier:
 
 def _import() -> Any:
     try:
-        return importlib.import_module("nixl._api")
+        api = importlib.import_module("nixl._api")
     except ImportError as error:
         raise ConfigError(
             f"--peer-transport nixl needs the extra sfumato[nixl], on a machine without CUDA "
             f"`pip install --no-deps nixl nixl-cu12`: {error}"
         ) from error
+    # It tells of every agent on standard output, where an operator reads where we listen.
+    logging.getLogger("nixl").setLevel(logging.WARNING)
+    return api
 
 
 def _token_bytes(tensor: Tensor) -> int:
