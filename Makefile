@@ -5,6 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 SERVING := $(VENV)/.serving
 DEVELOPING := $(VENV)/.developing
+NIXL := $(VENV)/.nixl
 TORCH_INDEX ?=
 ifeq ($(TORCH_INDEX),)
 CONSTRAINTS := -c constraints.txt
@@ -24,9 +25,14 @@ test: check
 	$(BIN)/python -m pytest -m "not slow and not gpu"
 	$(BIN)/python -m tests.goldens --supported tests/data/goldens
 
-test-all: check
+test-all: check $(NIXL)
 	$(BIN)/python -m pytest
 	$(BIN)/python -m tests.goldens --supported tests/data/goldens
+
+# Its own dependencies name a CUDA build of torch; over UCX it needs neither.
+$(NIXL): $(DEVELOPING)
+	$(PIP) $(CONSTRAINTS) --no-deps nixl nixl-cu12
+	touch $@
 
 check: $(DEVELOPING)
 	BIN=$(BIN) scripts/check

@@ -10,7 +10,7 @@ from typing import cast
 from sfumato.core.handover import Layout, PeerMessage
 from sfumato.engine.limits import Limits
 from sfumato.engine.peering import Peering
-from sfumato.engine.peers import Peers
+from sfumato.engine.peers import PeerHandover
 from sfumato.parallel.handover import CopyCarrier, KVPages
 from sfumato.parallel.in_process import InProcessEndpoint, InProcessLink, connect
 from tests.fakes import BLOCK, Harness
@@ -90,9 +90,9 @@ class PeeredHarness(Harness):
     """A harness whose loop has peers; pages that drain count as held."""
 
     @property
-    def peers(self) -> Peers:
+    def peers(self) -> PeerHandover:
         """Return both sides of its hand-overs."""
-        return cast(Peers, self.loop.handover)
+        return cast(PeerHandover, self.loop.handover)
 
     def num_draining(self) -> int:
         """Return pages that no request holds and a peer may still write to."""

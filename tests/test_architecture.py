@@ -34,6 +34,9 @@ TENSOR_FREE = (
     "engine/scheduler.py",
     "engine/limits.py",
     "engine/loop.py",
+    "engine/peers.py",
+    "engine/fetching.py",
+    "engine/filling.py",
     "engine/frontend.py",
 )
 

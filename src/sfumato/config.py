@@ -59,6 +59,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_replicas: int = 1
     replica: int = 0
     limits: Limits = Limits()
+    peering: PeerConfig = PeerConfig()
     tensor_parallel: int = 1
     data_parallel_attention: int = 1
     rank: int = 0
@@ -70,8 +71,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     def world_size(self) -> int:
         """Return how many ranks hold the model together."""
         return self.tensor_parallel * self.data_parallel_attention
-
-    peering: PeerConfig = PeerConfig()
 
     def overrides(self) -> Overrides:
         """Return what replaces a checkpoint's own values."""

@@ -234,6 +234,23 @@ def test_an_abort_in_every_state(stage: str) -> None:
     pools.close()
 
 
+@pytest.mark.parametrize("stage", ["prefilling", "some blocks here"])
+def test_a_connection_that_breaks_while_the_peer_may_still_write(stage: str) -> None:
+    pools = bring_to(stage)
+    asking(pools).is_fenced = False  # type: ignore[misc]
+    asking(pools).cut("reset", is_over=False)
+    pools.run_until(lambda: {"a", "b"} <= pools.denoise.ended.keys())
+    assert pools.denoise.tokens["a"] == expected(41, "a")
+    assert pools.denoise.num_draining() > 0
+    pools.pass_time(30.0)
+    pools.step()
+    assert pools.denoise.num_draining() > 0
+    pools.pass_time(40.0)
+    pools.step()
+    pools.check_nothing_is_left()
+    pools.close()
+
+
 @pytest.mark.parametrize("stage", STAGES)
 def test_a_peer_that_is_gone_in_every_state(stage: str) -> None:
     pools = bring_to(stage)
@@ -396,6 +413,28 @@ def test_wrong_and_doubled_ids_are_refused(pools: Pools) -> None:
     assert fetching.counts.refused == before + 4
     assert filling.counts.refused == 3
     assert filling.counts.asked == 1
+    assert pools.denoise.tokens["a"] == expected(33, "a")
+    pools.check_nothing_is_left()
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "payload"),
+    [(4, 8, b""), (0, 6, b""), (0, 64, b""), (0, 4, b"more than there is"), (0, 4, None)],
+)
+def test_blocks_that_make_no_sense_end_the_hand_over(
+    pools: Pools, start: int, end: int, payload: bytes | None
+) -> None:
+    held(pools).is_holding = True
+    submit(pools.denoise, "a", 33)
+    pools.run_until(lambda: bool(held(pools).held))
+    (handover_id,) = pools.denoise.peers.fetching._fetches
+    other = Blocks(handover_id=handover_id, start=start, end=end)
+    pools.denoise.inbox.put(PeerEvent(asking(pools), other, payload))  # type: ignore[arg-type]
+    pools.step()
+    assert pools.denoise.peers.fetching.counts.refused == 1
+    assert pools.denoise.num_draining() > 0
+    held(pools).release()
+    pools.run()
     assert pools.denoise.tokens["a"] == expected(33, "a")
     pools.check_nothing_is_left()
 

@@ -175,6 +175,41 @@ def test_a_prefill_process_that_stops_in_the_middle(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP])
+@pytest.mark.parametrize("transport", ["sockets", NIXL])
+def test_a_denoise_process_that_stops_leaves_nothing_at_the_prefill_engine(
+    number: signal.Signals, transport: str
+) -> None:
+    async def serve() -> None:
+        pair = pools(1, limits=TINY_STEPS, silence_seconds=1.0, transport=transport)
+        async with pair as (denoise, (prefill,)):
+            theirs = watch(prefill)
+            asked = asyncio.create_task(answers(denoise, LONG))
+            while num_steps(theirs, "prefill") < 5:
+                await asyncio.sleep(0.005)
+            os.kill(denoise.pid, number)
+            until = time.monotonic() + 15
+            while time.monotonic() < until:
+                await prefill.ping(timeout=10)
+                gauges = theirs[-1].gauges
+                assert gauges is not None
+                if (gauges.running, gauges.waiting, gauges.pages_leased) == (0, 0, 0):
+                    break
+                await asyncio.sleep(0.05)
+            else:
+                raise AssertionError(f"still held: {gauges}")
+            if number is signal.SIGSTOP:
+                # It comes back, and ends every request all the same.
+                os.kill(denoise.pid, signal.SIGCONT)
+                assert (await asked).keys() == LONG.keys()
+            else:
+                with pytest.raises(AssertionError, match="is gone"):
+                    await asked
+
+    run(serve())
+
+
+@pytest.mark.slow
 def test_a_peer_with_another_secret_or_layout_is_refused() -> None:
     async def serve() -> None:
         prefill = await EngineClient.start(config(prefill_config()))

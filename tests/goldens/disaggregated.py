@@ -19,7 +19,7 @@ from sfumato.engine.build import Loaded
 from sfumato.engine.client import EngineClient
 from sfumato.engine.engine import Engine
 from sfumato.engine.peer_config import PeerConfig
-from sfumato.engine.peers import Peers
+from sfumato.engine.peers import PeerHandover
 from sfumato.errors import ConfigError
 from sfumato.parallel.handover import CopyCarrier, KVPages
 from sfumato.parallel.in_process import InProcessEndpoint, connect
@@ -80,10 +80,10 @@ class DisaggregatedEngine(Engine):
         return turns
 
     @property
-    def peers(self) -> Peers:
+    def peers(self) -> PeerHandover:
         """Return its hand-overs."""
         peers = self.loop.handover
-        assert isinstance(peers, Peers)
+        assert isinstance(peers, PeerHandover)
         return peers
 
     def watch(self) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import re
 import signal
@@ -59,6 +60,23 @@ def num_steps(server: Server, kind: str) -> float:
     return float(found[1]) if found else 0.0
 
 
+def refused(*arguments: str) -> str:
+    """Return what a server says that does not start."""
+    command = [sys.executable, "-c", "from sfumato.serve.cli import main; main()", "serve", "--port", "0"]
+    shown = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    assert shown.returncode != 0
+    assert "Traceback" not in shown.stderr
+    return " ".join(shown.stderr.split())
+
+
+def num_handovers(server: Server, outcome: str) -> float:
+    text = server.http.get("/metrics").text
+    pattern = rf'^sfumato_handovers{{model="{SDAR}",outcome="{outcome}"}} (\S+)$'
+    found = re.search(pattern, text, re.MULTILINE)
+    assert found
+    return float(found[1])
+
+
 def end(server: Server, folder: Path) -> None:
     server.signal()
     assert server.wait() == 0
@@ -72,14 +90,33 @@ def test_pools_behind_one_front_door(tmp_path: Path, expected: list[list[int]]) 
         assert len(server.engines) == 2
         assert ask_all(server) == expected
         assert num_steps(server, "prefill") > 0
-        assert server.http.get("/health").status_code == 200
+        assert num_handovers(server, "arrived") > 0
+        assert num_handovers(server, "failed") == 0
+        assert server.http.get("/health").json()["status"] == "ok"
         # The prefill engine was started first. Without it, prompts are prefilled where they are denoised.
         os.kill(server.engines[0], signal.SIGKILL)
         assert ask_all(server) == expected
-        assert server.http.get("/health").status_code == 200
+        assert server.http.get("/health").json()["status"] == "degraded"
         assert server.wait_for("sfumato_running_requests", SDAR, 0)
         end(server, tmp_path)
     assert "has gone; prompts go elsewhere" in (tmp_path / "stderr.txt").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(importlib.util.find_spec("nixl") is None, reason="sfumato[nixl] is not installed")
+def test_pools_over_nixl(tmp_path: Path, expected: list[list[int]]) -> None:
+    arguments = ("--dtype", "float32", "--disaggregate", "1:1", "--peer-transport", "nixl", SDAR)
+    with serving(tmp_path, *arguments) as server:
+        assert ask_all(server) == expected
+        assert num_handovers(server, "arrived") > 0
+        assert num_handovers(server, "failed") == 0
+        end(server, tmp_path)
+
+
+@pytest.mark.skipif(importlib.util.find_spec("nixl") is not None, reason="sfumato[nixl] is installed")
+def test_nixl_that_is_not_installed_is_named() -> None:
+    shown = refused("--disaggregate", "1:1", "--peer-transport", "nixl", SDAR)
+    assert "--peer-transport nixl needs the extra sfumato[nixl]" in shown
 
 
 @contextmanager
@@ -154,11 +191,7 @@ def test_pools_that_are_started_one_by_one(
     ],
 )
 def test_options_that_do_not_go_together(arguments: tuple[str, ...], words: str) -> None:
-    command = [sys.executable, "-c", "from sfumato.serve.cli import main; main()", "serve", "--port", "0"]
-    shown = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60, check=False)
-    assert shown.returncode != 0
-    assert words in " ".join(shown.stderr.split())
-    assert "Traceback" not in shown.stderr
+    assert words in refused(*arguments)
 
 
 @pytest.mark.slow

@@ -13,6 +13,7 @@ from typing import Protocol
 
 import msgspec
 
+from sfumato.core.messages import TokenLogprob
 from sfumato.core.request import Request, Work
 from sfumato.core.spec import Spec
 
@@ -46,7 +47,8 @@ class Layout(msgspec.Struct, frozen=True, kw_only=True):
 class CanvasState(msgspec.Struct, frozen=True, kw_only=True):
     """The denoise state of a text request: arrays as bytes, i64 tokens and bool flags of all positions.
 
-    algorithm_state: msgpack of what the algorithm keeps within the open block, or None.
+    output_end: position up to which tokens have been output. logprobs: of decided positions behind it.
+    algorithm_state: what the algorithm keeps within the open block, as `text.plain_state` encodes it.
     """
 
     token_ids: bytes
@@ -56,11 +58,11 @@ class CanvasState(msgspec.Struct, frozen=True, kw_only=True):
     step: int
     masks_at_start: int
     output_end: int
-    num_undecided: int
     denoise_steps: int
     nfe: int
     hit_len: int
-    algorithm_state: bytes | None = None
+    algorithm_state: bytes
+    logprobs: dict[int, TokenLogprob] = {}
 
 
 class RequestState(msgspec.Struct, frozen=True, kw_only=True):
@@ -79,13 +81,14 @@ class RequestState(msgspec.Struct, frozen=True, kw_only=True):
 class Ask(msgspec.Struct, frozen=True, kw_only=True, tag="ask"):
     """Pages are reserved: compute keys and values of positions [start, end), the end of `state.known_ids`.
 
-    pages: the receiver's pages from position `start` on.
+    pages: the receiver's pages from position `start` on. priority: the request's.
     """
 
     handover_id: str
     state: RequestState
     start: int
     pages: tuple[int, ...]
+    priority: int = 0
 
 
 class Blocks(msgspec.Struct, frozen=True, kw_only=True, tag="blocks"):
@@ -138,9 +141,13 @@ class LinkUp(msgspec.Struct, frozen=True, kw_only=True, tag="up"):
 
 
 class LinkLost(msgspec.Struct, frozen=True, kw_only=True, tag="lost"):
-    """A peer has gone and writes no more; a new connection is a new link."""
+    """A peer's connection has ended; a new one is a new link.
+
+    is_over: the peer has closed it, so that it has gone or writes no more; else it may still be there.
+    """
 
     reason: str
+    is_over: bool
 
 
 class LinkSilent(msgspec.Struct, frozen=True, kw_only=True, tag="silent"):
@@ -215,8 +222,21 @@ class Floor(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True)
+class Tally:
+    """What a denoise engine's hand-overs have come to, and the pages that still wait for a peer's word."""
+
+    arrived: int = 0
+    failed: int = 0
+    draining_pages: int = 0
+
+
 class Handover(Protocol):
     """State and keys to and from peers, as the loop sees it."""
+
+    def tally(self) -> Tally:
+        """Return what has been asked for so far."""
+        ...
 
     def takes(self, request: Request) -> bool:
         """Whether a running request's next rows are not this process's to run."""

@@ -136,7 +136,11 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):
-    """What the engine holds at the end of a turn."""
+    """What the engine holds at the end of a turn.
+
+    pages_draining: of those that are leased, how many wait for a peer to say that it writes no more. arrived,
+    handovers_failed: prompts that peers have prefilled since the start, and that they were asked for in vain.
+    """
 
     waiting: int
     running: int
@@ -144,6 +148,9 @@ class Gauges(msgspec.Struct, frozen=True, kw_only=True):
     pages_leased: int
     pages_cached: int
     retractions: int
+    pages_draining: int = 0
+    arrived: int = 0
+    handovers_failed: int = 0
 
 
 class Refusal(msgspec.Struct, frozen=True, kw_only=True):

@@ -202,7 +202,7 @@ def assemble(
 
     def gauges(live: dict[str, Request]) -> Gauges:
         running = sum(request.status is not Status.WAITING for request in live.values())
-        pool = pages.pool
+        pool, tally = pages.pool, handover.tally()
         return Gauges(
             waiting=len(live) - running,
             running=running,
@@ -210,6 +210,9 @@ def assemble(
             pages_leased=pool.num_leased,
             pages_cached=pool.num_cached,
             retractions=scheduler.num_retractions,
+            pages_draining=tally.draining_pages,
+            arrived=tally.arrived,
+            handovers_failed=tally.failed,
         )
 
     launching, sync = (runner, Alone()) if shared is None else (shared.runner(runner), shared.sync)

@@ -7,6 +7,7 @@ prompt is prefilled by another one, or here.
 from __future__ import annotations
 
 import itertools
+import math
 import secrets
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -37,6 +38,8 @@ from sfumato.errors import EngineError
 
 # A cancel that nobody has answered is said again after so many seconds: a transport may lose it.
 _REPEAT_SECONDS = 1.0
+# A peer whose connection broke notices it within its silence and ends what it writes within seconds more.
+_LOST_SECONDS = 60.0
 
 
 class PageCopy(Protocol):
@@ -71,6 +74,7 @@ class _Drain:
     lease: PageLease
     link: Link
     asked_at: float
+    release_at: float = math.inf
 
 
 @dataclass(slots=True)
@@ -173,6 +177,7 @@ class Fetching:
                 state=RequestState(known_ids=known, block_length=request.standing.block_length),
                 start=start,
                 pages=tuple(lease.pages[start // page_size : end // page_size]),
+                priority=request.priority,
             )
         )
 
@@ -193,8 +198,8 @@ class Fetching:
                 self._set_silent(event.link, False)
             case LinkSilent():
                 self._note_silence(event.link)
-            case LinkLost():
-                self._forget(event.link)
+            case LinkLost(is_over=is_over):
+                self._forget(event.link, is_over=is_over)
 
     def _take_blocks(self, event: PeerEvent, blocks: Blocks) -> None:
         fetch = self._known(event, blocks.handover_id)
@@ -207,7 +212,8 @@ class Fetching:
         request, page_size = fetch.request, self.pages.pool.page_size
         size = request.standing.block_length
         is_whole = blocks.start % size == 0 and blocks.end % size == 0
-        if blocks.start != fetch.received or blocks.end > fetch.end or not is_whole:
+        is_empty = event.payload is None and event.link.is_fenced
+        if blocks.start != fetch.received or blocks.end > fetch.end or not is_whole or is_empty:
             self._refuse(fetch)
             return
         if event.payload is not None:
@@ -325,12 +331,16 @@ class Fetching:
             for handover_id in [key for key, drain in self._drains.items() if drain.link is link]:
                 self._release(handover_id)
 
-    def _forget(self, link: Link) -> None:
-        """A peer that has gone writes no more."""
+    def _forget(self, link: Link, *, is_over: bool) -> None:
+        """A peer that has gone writes no more; one that was only lost stops when it notices, too."""
+        is_stopped = is_over or link.is_fenced
         for fetch in [each for each in self._fetches.values() if each.link is link]:
-            self._resume(fetch)
-        for handover_id in [key for key, drain in self._drains.items() if drain.link is link]:
-            self._release(handover_id)
+            self._resume(fetch) if is_stopped else self._give_up(fetch)
+        for handover_id, drain in [each for each in self._drains.items() if each[1].link is link]:
+            if is_stopped:
+                self._release(handover_id)
+            else:
+                drain.release_at = self.clock() + _LOST_SECONDS
         self._peers = [peer for peer in self._peers if peer.link is not link]
 
     def expire(self, floor: Floor) -> None:
@@ -338,8 +348,10 @@ class Fetching:
         now = self.clock()
         for fetch in [each for each in self._fetches.values() if now - each.heard_at >= self.timeout]:
             self._give_up(fetch)
-        for handover_id, drain in self._drains.items():
-            if now - drain.asked_at >= _REPEAT_SECONDS:
+        for handover_id, drain in list(self._drains.items()):
+            if now >= drain.release_at:
+                self._release(handover_id)
+            elif now - drain.asked_at >= _REPEAT_SECONDS:
                 drain.asked_at = now
                 drain.link.send(Cancel(handover_id=handover_id))
 

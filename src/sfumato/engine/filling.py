@@ -122,7 +122,7 @@ class Filling:
             handover_id, request_id, link, start=ask.start, sent=ask.start, end=end, pages=ask.pages
         )
         self.counts.asked += 1
-        floor.enter(request_id, work)
+        floor.enter(request_id, work).priority = ask.priority
 
     def _check(self, ask: Ask) -> None:
         """Raise RequestError for a span that does not fit the pages."""

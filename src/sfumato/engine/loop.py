@@ -100,8 +100,7 @@ class EngineLoop:
                 StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live),
                 is_leaving=self._is_draining and not self.live,
             )
-            in_flight = any(True for _ in lane.requests())
-            self._is_stuck = not (plan.forward or in_flight) and self.handover.wait_seconds() is not None
+            self._is_stuck = not (plan.forward or lane.is_busy) and self.handover.wait_seconds() is not None
             if plan.forward:
                 self._note_start(plan)
                 lane.launch(plan, self.live)

@@ -17,7 +17,7 @@ from sfumato.core.traits import ModelTraits
 from sfumato.engine.fetching import Fetching
 from sfumato.engine.filling import Filling
 from sfumato.engine.peer_config import PeerConfig, parse_address
-from sfumato.engine.peers import Peers
+from sfumato.engine.peers import PeerHandover
 from sfumato.engine.scheduler import Scheduler
 from sfumato.errors import ConfigError, NotSupported
 from sfumato.models.batch import KVStore
@@ -95,7 +95,7 @@ def join_peers(
     pages: PageCache,
     traits: ModelTraits,
     clock: Callable[[], float],
-) -> Peers:
+) -> PeerHandover:
     """Join links, pages and scheduler; from now on the scheduler leaves alone what peers prefill."""
 
     def make(state: RequestState) -> Work:
@@ -108,7 +108,7 @@ def join_peers(
         )
 
     fetching = Fetching(scheduler, pages, peering.copy, clock, peering.prefill_seconds)
-    peers = Peers(fetching, Filling(make, peering.page_size), peering.endpoint)
+    peers = PeerHandover(fetching, Filling(make, peering.page_size), peering.endpoint)
 
     def takes(request: Request) -> bool:
         return peers.takes(request)
@@ -133,8 +133,8 @@ def open_peering(
     copy = KVPages(store, page_size)
     layout = make_layout(
         loaded.folder.name,
+        loaded.folder.path,
         traits,
-        loaded.model.state_dict().items(),
         dtype=loaded.dtype,
         page_size=page_size,
         transport=config.transport,

@@ -20,6 +20,7 @@ from sfumato.core.handover import (
     LinkUp,
     PeerEvent,
     Received,
+    Tally,
 )
 from sfumato.core.request import Request
 from sfumato.engine.fetching import Fetching
@@ -44,6 +45,10 @@ class NoPeers:
 
     address = None
 
+    def tally(self) -> Tally:
+        """Nothing is asked for."""
+        return Tally()
+
     def takes(self, request: Request) -> bool:
         """Nothing leaves."""
         return False
@@ -65,13 +70,18 @@ class NoPeers:
         return None
 
 
-class Peers:
+class PeerHandover:
     """Implements the hand-over seam: asks peers to prefill (fetching), prefills for peers (filling)."""
 
     def __init__(self, fetching: Fetching, filling: Filling, endpoint: Endpoint) -> None:
         self.fetching = fetching
         self.filling = filling
         self.endpoint = endpoint
+
+    def tally(self) -> Tally:
+        """Return what has been asked for so far."""
+        counts = self.fetching.counts
+        return Tally(counts.arrived, counts.failed, self.fetching.num_draining_pages)
 
     @property
     def address(self) -> str | None:

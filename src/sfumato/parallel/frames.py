@@ -51,7 +51,11 @@ class _Greeting(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Closed(OSError):
-    """The other side has ended the connection."""
+    """The other side has closed the connection."""
+
+
+class Malformed(OSError):
+    """The other side sends what is none of ours, or nothing where it must introduce itself."""
 
 
 _encoder = msgspec.msgpack.Encoder()
@@ -59,7 +63,7 @@ _decoder: msgspec.msgpack.Decoder[Frame] = msgspec.msgpack.Decoder(Frame)
 
 
 class Connection:
-    """Frames over one TCP connection; one thread reads, one writes."""
+    """Frames over one TCP connection; one thread reads, one writes. heard_at: when bytes last came."""
 
     def __init__(self, sock: socket.socket) -> None:
         sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -67,6 +71,7 @@ class Connection:
         self._socket = sock
         self._poll = select.poll()
         self._poll.register(sock, select.POLLIN)
+        self.heard_at = time.monotonic()
 
     def write(self, frame: Frame, payload: bytes | bytearray | None = None) -> None:
         """Send one frame; waits while the other side does not read. Raises OSError."""
@@ -87,7 +92,7 @@ class Connection:
         try:
             return _decoder.decode(header), payload
         except msgspec.MsgspecError as error:
-            raise Closed(f"sent a message that is none of ours: {error}") from error
+            raise Malformed(f"sent a message that is none of ours: {error}") from error
 
     def _read(
         self, max_header: int, max_payload: int, idle: Callable[[], None], seconds: float
@@ -95,7 +100,7 @@ class Connection:
         header_size, size = _HEAD.unpack(self._read_bytes(_HEAD.size, idle, seconds))
         payload_size = size & ~_HAS_PAYLOAD
         if header_size > max_header or payload_size > max_payload:
-            raise Closed(f"sent a frame of {header_size} + {payload_size} bytes")
+            raise Malformed(f"sent a frame of {header_size} + {payload_size} bytes")
         header = self._read_bytes(header_size, idle, seconds)
         payload = self._read_bytes(payload_size, idle, seconds) if size & _HAS_PAYLOAD else None
         return header, payload
@@ -110,6 +115,7 @@ class Connection:
             count = self._socket.recv_into(view[done:])
             if not count:
                 raise Closed("closed the connection")
+            self.heard_at = time.monotonic()
             done += count
         return content
 
@@ -121,7 +127,7 @@ class Connection:
 
         def check() -> None:
             if time.monotonic() > end:
-                raise Closed(f"did not introduce itself within {_HANDSHAKE_SECONDS:g} seconds")
+                raise Malformed(f"did not introduce itself within {_HANDSHAKE_SECONDS:g} seconds")
 
         return bytes(self._read(_MAX_GREETING, 0, check, 0.1)[0])
 
@@ -190,7 +196,7 @@ def _decode(content: bytes) -> _Greeting:
     try:
         greeting = msgspec.msgpack.decode(content, type=_Greeting)
     except msgspec.MsgspecError as error:
-        raise Closed(f"is no engine of ours: {error}") from error
+        raise Malformed(f"is no engine of ours: {error}") from error
     if greeting.version != _VERSION:
         raise PeerRefused(f"the peer speaks version {greeting.version} of the hand-over, not {_VERSION}")
     return greeting

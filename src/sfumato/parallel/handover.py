@@ -11,10 +11,10 @@ import hashlib
 import socket
 import threading
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
-import msgspec
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,8 +24,9 @@ from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
 from sfumato.models.batch import KVStore
 
-# Numbers of each weight that its fingerprint reads, spread evenly: other weights differ in some of them.
-_SAMPLES = 64
+# What a fingerprint reads of each file of a checkpoint.
+_SAMPLES = 256
+_SAMPLE_BYTES = 64
 
 
 class Mailbox:
@@ -207,18 +208,12 @@ class CopyCarrier:
 
 
 def make_layout(
-    name: str,
-    traits: ModelTraits,
-    weights: Iterable[tuple[str, Tensor]],
-    *,
-    dtype: torch.dtype,
-    page_size: int,
-    transport: str,
+    name: str, folder: Path, traits: ModelTraits, *, dtype: torch.dtype, page_size: int, transport: str
 ) -> Layout:
-    """Return what a peer must have in common with this engine."""
+    """Return what a peer must have in common with this engine; folder: of the checkpoint."""
     return Layout(
         model=name,
-        fingerprint=fingerprint(traits, weights),
+        fingerprint=fingerprint(folder),
         dtype=str(dtype).removeprefix("torch."),
         page_size=page_size,
         block_length=traits.block_length,
@@ -227,16 +222,18 @@ def make_layout(
     )
 
 
-def fingerprint(traits: ModelTraits, weights: Iterable[tuple[str, Tensor]]) -> str:
-    """Return a short digest of a model's shape and of some numbers of every weight.
+def fingerprint(folder: Path) -> str:
+    """Return a short digest of a checkpoint: of its files' sizes and of bytes spread evenly over each.
 
-    Tokens that mean open positions, and defaults that an operator may change, are no part of it.
+    Read from the files, since memory holds weights as this machine's kernels want them. Other weights, even
+    of the same shapes, differ in some of these bytes.
     """
-    digest = hashlib.sha256(msgspec.json.encode([traits.architecture, traits.vocab_size, traits.window]))
-    for name, weight in sorted(weights):
-        flat = weight.detach().flatten()
-        step = max(1, flat.numel() // _SAMPLES)
-        sample = flat[::step][:_SAMPLES].float().cpu().numpy().astype(np.float32)
-        digest.update(f"{name} {tuple(weight.shape)}".encode())
-        digest.update(sample.tobytes())
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}".encode())
+        with path.open("rb") as file:
+            for place in range(_SAMPLES):
+                file.seek(size * place // _SAMPLES)
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()[:16]

@@ -54,13 +54,13 @@ class InProcessLink:
         if self._inbox is not None:
             self._inbox.put(PeerEvent(self, news))
 
-    def cut(self, reason: str) -> None:
-        """End the link on both sides, as if a process had gone."""
+    def cut(self, reason: str, *, is_over: bool = True) -> None:
+        """End the link on both sides, as if a process had gone, or the network."""
         other, self._other = self._other, None
         for end in (self, other):
             if end is not None:
                 end._other = None
-                end.notify(LinkLost(reason=reason))
+                end.notify(LinkLost(reason=reason, is_over=is_over))
 
 
 class InProcessEndpoint:

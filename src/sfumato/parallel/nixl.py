@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import importlib
+import logging
 import secrets
 import threading
 import time
@@ -105,18 +106,19 @@ class NixlCarrier:
 
     def push(self, peer: str, pages: Sequence[int], peer_pages: Sequence[int]) -> None:
         """Write own pages to the peer's and wait until they are there. Raises OSError."""
+        # Held while it writes: who detaches a peer waits for the end of what is being written to it.
         with self._lock:
             found = self._peers.get(peer)
-        if found is None:
-            raise OSError(f"NIXL agent {peer} has gone")
-        if any(not 0 <= page < found.memory.num_pages for page in peer_pages):
-            raise OSError(f"the peer named a page beyond its {found.memory.num_pages}")
-        try:
-            self._write(found, _places(self._memory, pages), _places(found.memory, peer_pages))
-        except OSError:
-            raise
-        except Exception as error:  # NIXL's errors have no common base of their own
-            raise OSError(f"NIXL cannot write to the peer: {error}") from error
+            if found is None:
+                raise OSError(f"NIXL agent {peer} has gone")
+            if any(not 0 <= page < found.memory.num_pages for page in peer_pages):
+                raise OSError(f"the peer named a page beyond its {found.memory.num_pages}")
+            try:
+                self._write(found, _places(self._memory, pages), _places(found.memory, peer_pages))
+            except OSError:
+                raise
+            except Exception as error:  # NIXL's errors have no common base of their own
+                raise OSError(f"NIXL cannot write to the peer: {error}") from error
 
     def _write(self, peer: _Peer, own: NDArray[np.uint64], theirs: NDArray[np.uint64]) -> None:
         agent = self._agent
@@ -163,12 +165,15 @@ class NixlCarrier:
 
 def _import() -> Any:
     try:
-        return importlib.import_module("nixl._api")
+        api = importlib.import_module("nixl._api")
     except ImportError as error:
         raise ConfigError(
             f"--peer-transport nixl needs the extra sfumato[nixl], on a machine without CUDA "
             f"`pip install --no-deps nixl nixl-cu12`: {error}"
         ) from error
+    # It tells of every agent on standard output, where an operator reads where we listen.
+    logging.getLogger("nixl").setLevel(logging.WARNING)
+    return api
 
 
 def _token_bytes(tensor: Tensor) -> int:

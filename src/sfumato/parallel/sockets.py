@@ -23,7 +23,7 @@ from sfumato.core.handover import (
     PeerMessage,
 )
 from sfumato.errors import ConfigError, PeerRefused
-from sfumato.parallel.frames import Beat, Connection, Frame, answer, introduce
+from sfumato.parallel.frames import Beat, Closed, Connection, Frame, answer, introduce
 from sfumato.parallel.handover import Carrier, Mailbox
 
 # Within the time after which a peer counts as silent, it is heard so often.
@@ -57,7 +57,6 @@ class SocketLink:
         self._silence_seconds = silence_seconds
         self._beat_seconds = silence_seconds / _BEATS
         self._queue: queue.SimpleQueue[_Item | None] = queue.SimpleQueue()
-        self._heard_at = time.monotonic()
         self._is_silent = False
         self._writer = threading.Thread(target=self._write, name=f"to {peer}", daemon=True)
 
@@ -80,7 +79,7 @@ class SocketLink:
         """Read until the connection ends; tell the engine of its beginning, its end and what lies between."""
         self._writer.start()
         self._mailbox.put(PeerEvent(self, LinkUp(prefills=prefills)))
-        reason = "ended"
+        lost = LinkLost(reason="ended", is_over=True)
         try:
             while True:
                 message, payload = self._connection.read(self._note_idle, self._beat_seconds)
@@ -88,28 +87,27 @@ class SocketLink:
                 if not isinstance(message, Beat):
                     self._mailbox.put(PeerEvent(self, message, payload))
         except OSError as error:
-            reason = str(error)
+            lost = LinkLost(reason=str(error), is_over=isinstance(error, Closed))
         finally:
+            # What is being written has stopped before the peer sees the end of the connection.
+            self._carrier.detach(self._carrier_peer)
             self._connection.shut()
             self._queue.put(None)
-            # What is being written must have stopped before anybody is told that it has.
             self._writer.join()
             self._connection.close()
-            self._carrier.detach(self._carrier_peer)
-            self._mailbox.put(PeerEvent(self, LinkLost(reason=reason)))
+            self._mailbox.put(PeerEvent(self, lost))
 
     def shut(self) -> None:
         """End the connection; `live` returns."""
         self._connection.shut()
 
     def _note_heard(self) -> None:
-        self._heard_at = time.monotonic()
         if self._is_silent:
             self._is_silent = False
             self._mailbox.put(PeerEvent(self, LinkHeard()))
 
     def _note_idle(self) -> None:
-        seconds = time.monotonic() - self._heard_at
+        seconds = time.monotonic() - self._connection.heard_at
         if seconds >= self._silence_seconds and not self._is_silent:
             self._is_silent = True
             self._mailbox.put(PeerEvent(self, LinkSilent(seconds=seconds)))

@@ -64,6 +64,12 @@ class Metrics:
         self.waiting = self._gauge("waiting_requests", "Choices that wait for one")
         self.pages = self._gauge("kv_pages", "Pages of the KV pool, by state", "state")
         self.retractions = self._gauge("retractions", "Retractions since the start")
+        self.handovers = self._gauge(
+            "handovers", "Prompts that prefill engines were asked for since the start, by outcome", "outcome"
+        )
+        self.draining = self._gauge(
+            "kv_pages_draining", "Leased pages that wait until a prefill engine says that it has stopped"
+        )
         self.up = self._gauge("engine_up", "Whether the engine process is there")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -98,6 +104,9 @@ class Metrics:
         self.pages.labels(model, "leased").set(gauges.pages_leased)
         self.pages.labels(model, "cached").set(gauges.pages_cached)
         self.retractions.labels(model).set(gauges.retractions)
+        self.handovers.labels(model, "arrived").set(gauges.arrived)
+        self.handovers.labels(model, "failed").set(gauges.handovers_failed)
+        self.draining.labels(model).set(gauges.pages_draining)
 
     def observe_gone(self, model: str) -> None:
         """Note that an engine is gone with all it held."""

@@ -11,16 +11,19 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from sfumato.core.handover import CanvasState
 from sfumato.core.messages import CanvasView, FinishReason, TokenLogprob, Usage
 from sfumato.core.plan import Cost, Decision, Row, RowKind, RowResult
 from sfumato.core.request import Progress, Standing
 from sfumato.core.spec import TextSpec
 from sfumato.core.traits import ModelTraits
+from sfumato.errors import RequestError
 from sfumato.text.batching import FedRow
 from sfumato.text.canvas import Canvas
 from sfumato.text.context import Context, ExactContext, StaleContext
 from sfumato.text.decoding.protocol import Algorithm, Transform
 from sfumato.text.ends import Ending, EndRule, Step
+from sfumato.text.plain_state import decode_state, encode_state
 from sfumato.text.walk import Round, Walk
 
 _LOGIT_BYTES = 4
@@ -169,6 +172,50 @@ class TextWork:
         """Take keys that a peer computed as present; its forwards count as the request's."""
         self.context.reset(max(cached_len, self.context.cached_len))
         self._nfe += nfe
+
+    def snapshot(self) -> CanvasState:
+        """Return the denoise state, for another process to go on from.
+
+        Raises EngineError in the middle of a block whose algorithm keeps more than plain values and tensors.
+        """
+        canvas = self.canvas
+        return CanvasState(
+            token_ids=canvas.token_ids.tobytes(),
+            pinned=canvas.pinned.tobytes(),
+            undecided=canvas.undecided.tobytes(),
+            block_start=canvas.block_start,
+            step=canvas.step,
+            masks_at_start=canvas.masks_at_start,
+            output_end=self._output_end,
+            denoise_steps=self._denoise_steps,
+            nfe=self._nfe,
+            hit_len=self._hit_len,
+            algorithm_state=encode_state(canvas.algorithm_state),
+            logprobs=dict(self._logprobs),
+        )
+
+    def restore(self, state: CanvasState) -> None:
+        """Go on, as new work of the same spec, from a snapshot; the keys are still to be found or computed.
+
+        Raises RequestError if it is not of this spec.
+        """
+        canvas = self.canvas
+        if len(state.token_ids) != canvas.token_ids.nbytes:
+            raise RequestError(
+                f"a state of {len(state.token_ids) // canvas.token_ids.itemsize} positions does not fit a "
+                f"canvas of {canvas.length}",
+                field="canvas",
+            )
+        canvas.token_ids[:] = np.frombuffer(state.token_ids, dtype=np.int64)
+        canvas.pinned[:] = np.frombuffer(state.pinned, dtype=np.bool_)
+        canvas.undecided[:] = np.frombuffer(state.undecided, dtype=np.bool_)
+        canvas.block_start, canvas.step = state.block_start, state.step
+        canvas.masks_at_start = state.masks_at_start
+        canvas.algorithm_state = decode_state(state.algorithm_state)
+        self._output_end, self._logprobs = state.output_end, dict(state.logprobs)
+        self._denoise_steps, self._nfe, self._hit_len = state.denoise_steps, state.nfe, state.hit_len
+        self.context.reset(0)
+        self.round = self.walk.next_round(canvas)
 
     def usage(self) -> Usage:
         """Return what the request has cost so far."""

@@ -350,6 +350,8 @@ def print_banner(console: Console, registry: Registry, settings: ServerSettings,
             soft_wrap=True,
             markup=False,
         )
+        if info.peer_address is not None:
+            console.print(f"  prefills for peers at {info.peer_address}", highlight=False, markup=False)
     console.print("Try it:", highlight=False)
     key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
     example = _example(address, next(iter(registry.models)), key)
