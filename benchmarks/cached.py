@@ -12,10 +12,9 @@ import statistics
 import time
 from collections.abc import Sequence
 
-import torch
 from rich.table import Table
 
-from benchmarks.models import MASK_ID, SHAPE, random_loaded, random_model
+from benchmarks.models import MASK_ID, SHAPE, fast_dtype, random_loaded, random_model
 from benchmarks.naive import NaiveResult, dual_cache_generate, llada_generate
 from sfumato import Engine, Limits, SamplingParams
 from sfumato.models.decoder import Decoder
@@ -67,9 +66,9 @@ def make_table(batches: Sequence[int], num_pairs: int, title: str) -> Table:
     for heading in ("model", "requests", "naive tok/s", "dual cache tok/s", "ratio", "NFE", "TPF"):
         table.add_column(heading, justify="right")
     engine = Engine.from_loaded(
-        random_loaded("llada", torch.bfloat16, BLOCK_LENGTH, Limits(max_running_requests=max(batches)))
+        random_loaded("llada", fast_dtype(), BLOCK_LENGTH, Limits(max_running_requests=max(batches)))
     )
-    plain = random_model(SHAPE, torch.bfloat16, pack=False)
+    plain = random_model(SHAPE, fast_dtype(), pack=False)
     for batch in batches:
         rng = random.Random(batch)
         make = lambda rng=rng, batch=batch: [

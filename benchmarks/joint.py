@@ -16,10 +16,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import torch
 from rich.table import Table
 
-from benchmarks.models import SHAPE, random_loaded
+from benchmarks.models import SHAPE, fast_dtype, random_loaded
 from sfumato import Engine, Limits, SamplingParams
 from sfumato.core.spec import ParameterValue
 from sfumato.engine.limits import ORDERS
@@ -182,7 +181,7 @@ def make_table(families: Sequence[str], lengths: Sequence[int], num_pairs: int, 
 
 def _engine(family: str, order: str) -> Engine:
     limits = Limits(max_running_requests=_NUM_REQUESTS, order=order)
-    return Engine.from_loaded(random_loaded(family, torch.bfloat16, BLOCK_LENGTH, limits))
+    return Engine.from_loaded(random_loaded(family, fast_dtype(), BLOCK_LENGTH, limits))
 
 
 def _cells(pairs: Sequence[dict[str, Figures]], order: str) -> list[str]:

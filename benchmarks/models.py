@@ -12,6 +12,7 @@ from sfumato.engine.build import Loaded
 from sfumato.engine.limits import Limits
 from sfumato.models.decoder import Decoder, DecoderShape
 from sfumato.models.folder import Folder
+from sfumato.models.layers import has_bfloat16
 
 # Hidden 768, 12 layers, vocabulary 32000: 148 million parameters.
 SHAPE = DecoderShape(
@@ -26,6 +27,11 @@ SHAPE = DecoderShape(
     norm_eps=1e-6,
 )
 MASK_ID = 31999
+
+
+def fast_dtype() -> torch.dtype:
+    """Return bfloat16 where this CPU multiplies it, else float32."""
+    return torch.bfloat16 if has_bfloat16() else torch.float32
 
 
 def random_model(shape: DecoderShape, dtype: torch.dtype, *, pack: bool) -> Decoder:

@@ -26,7 +26,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.models import MASK_ID, SHAPE, random_loaded
+from benchmarks.models import MASK_ID, SHAPE, fast_dtype, random_loaded
 from sfumato import Engine, EngineConfig, Limits, SamplingParams
 from sfumato.core.messages import StepStats, Submit
 from sfumato.engine.build import Loaded, load
@@ -79,13 +79,15 @@ def prompts(rng: random.Random, count: int, length: int, vocab_size: int) -> lis
 # Overlap.
 
 
-def run_in_process(loaded: Loaded, overlap: str, asked: list[list[int]]) -> tuple[float, list[Any], Any]:
+def run_in_process(
+    loaded: Loaded, overlap: str, asked: list[list[int]], max_tokens: int
+) -> tuple[float, list[Any], Any]:
     """Return output tokens per second, the tokens and the engine's steps."""
     engine = Engine.from_loaded(
         dataclasses.replace(loaded, config=msgspec.structs.replace(loaded.config, overlap=overlap))
     )
     started = time.perf_counter()
-    choices = engine.generate(list(asked), params(steps=8))
+    choices = engine.generate(list(asked), params(max_tokens, steps=8))
     seconds = time.perf_counter() - started
     tokens = [choice.token_ids for choice in choices]
     steps = list(engine.steps)
@@ -100,14 +102,15 @@ def overlap_table(num_pairs: int) -> Table:
     for heading in (*headings, "hidden", "wasted rows"):
         table.add_column(heading, justify="right")
     tiny = load(EngineConfig(model="sfumato-tiny-sdar", device="cpu", kv_memory=64 << 20))
-    large = random_loaded("sdar", torch.bfloat16, BLOCK, Limits(max_running_requests=16))
-    for name, loaded, batches in (("tiny-sdar", tiny, (1, 8, 16)), ("sdar-150m", large, (1, 8))):
+    large = random_loaded("sdar", fast_dtype(), BLOCK, Limits(max_running_requests=16))
+    settings = (("tiny-sdar", tiny, (1, 8, 16), MAX_TOKENS), ("sdar-150m", large, (1, 8), MAX_TOKENS // 2))
+    for name, loaded, batches, max_tokens in settings:
         for batch in batches:
             rng, pairs = random.Random(batch), []
             for number in range(num_pairs + 1):
                 asked = prompts(rng, batch, 48, loaded.traits.vocab_size)
                 order = ("off", "on") if number % 2 else ("on", "off")
-                found = {mode: run_in_process(loaded, mode, asked) for mode in order}
+                found = {mode: run_in_process(loaded, mode, asked, max_tokens) for mode in order}
                 assert found["on"][1] == found["off"][1], "overlap has changed tokens"
                 if number:
                     pairs.append(found)
@@ -178,12 +181,12 @@ async def rank_pair(folder: Path, batch: int, number: int) -> dict[str, tuple[fl
         client = await Replicas.start([ways[name]])
         try:
             rng = random.Random(number)
-            for warm in (True, False):
-                asked = prompts(rng, batch, PROMPT_LEN, SHAPE.vocab_size)
-                started = time.perf_counter()
-                calls = [ask(client, f"r{n}-{warm}", prompt, params(64)) for n, prompt in enumerate(asked)]
-                answers = await asyncio.gather(*calls)
-                seconds = time.perf_counter() - started
+            warm, *asked = prompts(rng, batch + 1, PROMPT_LEN, SHAPE.vocab_size)
+            await ask(client, "warm", warm, params(BLOCK))
+            started = time.perf_counter()
+            calls = [ask(client, f"r{n}", prompt, params(64)) for n, prompt in enumerate(asked)]
+            answers = await asyncio.gather(*calls)
+            seconds = time.perf_counter() - started
             tokens = [answer.token_ids for answer in answers]
             found[name] = (sum(map(len, tokens)) / seconds, tokens)
         finally:
@@ -292,7 +295,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(width=150)
-    console.print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
+    machine = platform.processor() or platform.machine()
+    console.print(f"{machine}, torch {torch.__version__}, sdar-150m of the first table in {fast_dtype()}")
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "sdar-150m"
         chosen = options.tables.split(",")

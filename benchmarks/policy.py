@@ -17,7 +17,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.models import random_loaded
+from benchmarks.models import fast_dtype, random_loaded
 from sfumato import Engine, EngineConfig, Limits, SamplingParams
 from sfumato.engine.build import Loaded, load
 
@@ -75,7 +75,7 @@ def main() -> None:
     for name in options.models.split(","):
         is_random = name == "sdar-150m"
         loaded = (
-            random_loaded("sdar", torch.bfloat16, 32, Limits())
+            random_loaded("sdar", fast_dtype(), 32, Limits())
             if is_random
             else load(EngineConfig(model=name, device="cpu", kv_memory=64 << 20))
         )

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import cached, joint
-from benchmarks.models import MASK_ID, random_loaded, random_model
+from benchmarks.models import MASK_ID, fast_dtype, random_loaded, random_model
 from benchmarks.naive import llada_generate, sdar_generate
 from sfumato import Engine, EngineConfig, Limits, SamplingParams
 from sfumato.engine.build import Loaded, load
@@ -169,8 +169,8 @@ def settings(names: list[str]) -> list[Setting]:
     for name in names:
         if name.endswith("-150m"):
             family = name.removesuffix("-150m")
-            loaded = random_loaded(family, torch.bfloat16, 32, limits)
-            plain = random_model(loaded.model.shape, torch.bfloat16, pack=False)
+            loaded = random_loaded(family, fast_dtype(), 32, limits)
+            plain = random_model(loaded.model.shape, fast_dtype(), pack=False)
             made.append(Setting(name, loaded, plain, 128, 128, 32, 4))
             assert loaded.traits.mask_token_id == MASK_ID
         else:
@@ -222,7 +222,8 @@ def main() -> None:
     lengths = [int(length) for length in options.lengths.split(",")]
     batches = [int(batch) for batch in options.batches.split(",")]
     console = Console(width=170)
-    console.print(f"{platform.processor() or platform.machine()}, torch {torch.__version__}")
+    machine = platform.processor() or platform.machine()
+    console.print(f"{machine}, torch {torch.__version__}, random models in {fast_dtype()}")
     for name in options.tables.split(","):
         title = f"{TABLES[name]}, {ending}"
         if name == "naive":

@@ -26,9 +26,10 @@ DEFAULT_RANK_TIMEOUT = 15.0
 class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that an engine process is started with.
 
-    dtype: "auto" takes the checkpoint's. device: "auto" takes CUDA where it is. kv_memory: bytes of KV pages;
-    None takes what max_running_requests whole contexts need, within a share of the memory. page_size: tokens
-    per page; None: the model's block length. num_threads: CPU threads of the forward; None: torch decides.
+    dtype: "auto" takes the checkpoint's, or float32 on a CPU that only imitates bfloat16. device: "auto" is
+    CUDA where there is one. kv_memory: bytes of KV pages; None takes what max_running_requests whole contexts need,
+    within a share of the memory. page_size: tokens per page; None: the model's block length. num_threads: CPU
+    threads of the forward; None: torch decides.
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
     overlap: "on" launches a step while the one before runs, "auto" where that was measured to be faster.
     num_replicas, replica: engines that serve this model on this machine, and which of them this one is.
@@ -108,12 +109,6 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.parameters and self.algorithm is None:
             raise ConfigError(f"--algorithm-parameters {self.parameters} need --algorithm")
 
-    def _divided_by(self) -> str | None:
-        """Name the option that divides one model among ranks, if one does."""
-        if self.tensor_parallel > 1:
-            return f"--tensor-parallel {self.tensor_parallel}"
-        return "--data-parallel-attention" if self.data_parallel_attention > 1 else None
-
     def _check_ranks(self) -> None:
         if self.rank_timeout <= 0:
             raise ConfigError(f"--rank-timeout {self.rank_timeout:g} must be above 0 seconds")
@@ -126,10 +121,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(
                 f"{self.data_parallel_attention} ranks of --data-parallel-attention need a rendezvous"
             )
-        divided = self._divided_by()
-        if divided is not None and not self.peering.is_alone:
+        if self.tensor_parallel > 1 and not self.peering.is_alone:
             raise ConfigError(
-                f"{divided} does not go with --role, --peers or --disaggregate: "
+                f"--tensor-parallel {self.tensor_parallel} does not go with --role, --peers, --disaggregate: "
                 "each rank would hand over its own part of keys and values"
             )
         if not 0 <= self.rank < self.world_size:

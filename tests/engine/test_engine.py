@@ -9,7 +9,9 @@ import torch
 
 from sfumato import Engine, EngineConfig, Limits, SamplingParams
 from sfumato.core.messages import FinishReason
+from sfumato.engine import build
 from sfumato.errors import ConfigError, EngineError, RequestError
+from sfumato.models.folder import read_folder
 
 SDAR = Path(__file__).resolve().parent.parent / "data" / "goldens" / "sdar" / "checkpoints" / "sdar-tiny"
 
@@ -141,3 +143,25 @@ def test_a_gpu_gives_the_tokens_of_the_cpu(engine: Engine) -> None:
     on_gpu = Engine.load(str(SDAR), kv_memory=8 << 20, device="cuda").generate(prompts, params)
     on_cpu = engine.generate(prompts, params)
     assert [choice.token_ids for choice in on_gpu] == [choice.token_ids for choice in on_cpu]
+
+
+@pytest.mark.parametrize(
+    ("native", "memory", "dtype", "expected"),
+    [
+        (True, 1 << 40, "auto", torch.bfloat16),
+        (False, 1 << 40, "auto", torch.float32),
+        (False, 1 << 20, "auto", torch.bfloat16),
+        (False, 1 << 40, "bfloat16", torch.bfloat16),
+    ],
+    ids=["native", "imitated", "too large", "asked for"],
+)
+def test_auto_avoids_bfloat16_where_a_cpu_only_imitates_it(
+    monkeypatch: pytest.MonkeyPatch, native: bool, memory: int, dtype: str, expected: torch.dtype
+) -> None:
+    monkeypatch.setattr(build, "has_bfloat16", lambda: native)
+    monkeypatch.setattr(build, "memory_bytes", lambda: memory)
+    folder = read_folder("sfumato-tiny-sdar")
+    config = EngineConfig(model="sfumato-tiny-sdar", dtype=dtype)
+    assert build.choose_dtype(config, folder, "cpu") is expected
+    if dtype == "auto":
+        assert build.choose_dtype(config, folder, "cuda") is torch.bfloat16

@@ -23,6 +23,7 @@ MODES = {
     "shared weights and overlap": ("--data-parallel", "2", "--data-parallel-attention", "--overlap", "on"),
     "two ranks": ("--tensor-parallel", "2"),
     "prefill apart": ("--disaggregate", "1:1"),
+    "prefill apart, shared weights": ("--disaggregate", "1:2", "--data-parallel-attention"),
     "prefill apart and overlap": ("--disaggregate", "1:1", "--overlap", "on"),
     "replicas and overlap": ("--data-parallel", "2", "--overlap", "on"),
 }

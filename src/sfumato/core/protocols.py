@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Protocol
 
 from sfumato.core.handover import PeerEvent
@@ -15,8 +15,13 @@ from sfumato.core.spec import Spec
 class Inbox(Protocol):
     """Messages to the loop."""
 
-    def fileno(self) -> int | None:
-        """Return what becomes readable when a message comes; None where only this thread adds any."""
+    def filenos(self) -> Sequence[int]:
+        """Return what becomes readable when a message comes; nothing where only this thread adds any."""
+        ...
+
+    @property
+    def is_called(self) -> bool:
+        """Whether another rank waits for this one's next turn, message or not."""
         ...
 
     def drain(self, *, wait_seconds: float | None) -> Iterable[Message | PeerEvent]:

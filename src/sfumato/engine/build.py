@@ -29,7 +29,14 @@ from sfumato.errors import ConfigError
 from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder, read_folder
 from sfumato.models.language_model import LanguageModel
-from sfumato.models.weights import ProgressCallback, load_model, resolve_dtype
+from sfumato.models.layers import has_bfloat16
+from sfumato.models.weights import (
+    ProgressCallback,
+    build_on_meta,
+    count_parameters,
+    load_model,
+    resolve_dtype,
+)
 from sfumato.parallel.tensor import Leader
 from sfumato.text.decoding.registry import make_algorithm
 from sfumato.text.door import TextDoor
@@ -38,6 +45,8 @@ from sfumato.text.runner import Announce, TextModel, TextRunner
 # KV memory that an engine takes by itself: this share of a CPU's memory, of a GPU's free memory.
 _CPU_SHARE = 0.1
 _GPU_SHARE = 0.85
+# Of a CPU's memory, for weights in a wider dtype than the checkpoint's.
+_WIDE_SHARE = 0.25
 # Tokens per page where the context is cached token by token: a prefix is shared by whole pages.
 _CAUSAL_PAGE = 16
 
@@ -69,7 +78,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     folder = read_folder(config.model, config.overrides())
-    dtype = resolve_dtype(config.dtype, folder.config)
+    dtype = choose_dtype(config, folder, device)
     traits = operator_defaults(config, folder.traits)
     leader = shared = None
     if config.tensor_parallel > 1:
@@ -90,6 +99,19 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
         leader=leader,
         shared=shared,
     )
+
+
+def choose_dtype(config: EngineConfig, folder: Folder, device: str) -> torch.dtype:
+    """Return the dtype of the weights: as configured, or the checkpoint's.
+
+    For "auto" on a CPU that only imitates bfloat16 it is float32, where the weights then fill no more than a
+    share of the memory.
+    """
+    dtype = resolve_dtype(config.dtype, folder.config)
+    if config.dtype != "auto" or dtype is not torch.bfloat16 or device != "cpu" or has_bfloat16():
+        return dtype
+    num_bytes = 4 * count_parameters(build_on_meta(folder.config)[1])
+    return torch.float32 if num_bytes <= _WIDE_SHARE * memory_bytes() else dtype
 
 
 def resolve_device(name: str, replica: int = 0) -> str:

@@ -60,9 +60,11 @@ class DirectInbox:
         """Queue a message for the next turn."""
         self._messages.append(message)
 
-    def fileno(self) -> int | None:
+    is_called = False
+
+    def filenos(self) -> tuple[int, ...]:
         """Nobody else adds messages."""
-        return None
+        return ()
 
     def drain(self, *, wait_seconds: float | None) -> list[Message]:
         """Return what is queued; nobody else could add to it while this thread waits."""

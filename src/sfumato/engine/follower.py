@@ -13,13 +13,13 @@ import msgspec
 import torch
 
 from sfumato.config import EngineConfig
-from sfumato.engine.build import resolve_device
+from sfumato.engine.build import choose_dtype, resolve_device
 from sfumato.engine.ranks import device_of_rank, meet, open_rendezvous, threads_of_rank
 from sfumato.errors import SfumatoError
 from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder, read_folder
 from sfumato.models.language_model import LanguageModel
-from sfumato.models.weights import load_model, resolve_dtype
+from sfumato.models.weights import load_model
 from sfumato.parallel.spawn import end_with_parent, read_first_line
 from sfumato.parallel.tensor import TensorRanks, follow
 from sfumato.text.batching import make_batch
@@ -36,7 +36,7 @@ def run_follower(config: EngineConfig) -> None:
     ranks = TensorRanks(config.rank, config.tensor_parallel)
     model = load_model(
         folder,
-        dtype=resolve_dtype(config.dtype, folder.config),
+        dtype=choose_dtype(config, folder, device),
         device=device,
         divide=lambda model: model.divide(ranks),
     )

@@ -67,6 +67,7 @@ class EngineLoop:
         self.is_paused = False
         self._is_draining = False
         self._is_stuck = False
+        self._num_arrived = 0
         self._accepted: list[str] = []
         self._refusals: list[Refusal] = []
         self._outputs: list[Output] = []
@@ -98,6 +99,7 @@ class EngineLoop:
         for lane in self.lanes:
             plan = lane.sync.agree(
                 StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live),
+                num_arrived=self._arrivals(),
                 is_leaving=self._is_draining and not self.live,
             )
             self._is_stuck = not (plan.forward or lane.is_busy) and self.handover.wait_seconds() is not None
@@ -115,6 +117,11 @@ class EngineLoop:
         if not self.is_alive:
             self._settle()
         self.flush()
+
+    def _arrivals(self) -> int:
+        """Return how many requests have come with their keys and values since the last turn."""
+        before, self._num_arrived = self._num_arrived, self.handover.tally().arrived
+        return self._num_arrived - before
 
     @property
     def is_closing(self) -> bool:

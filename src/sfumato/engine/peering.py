@@ -40,18 +40,23 @@ class PeeredInbox:
         self._mailbox = mailbox
         self._poll = select.poll()
         self._poll.register(mailbox.fileno(), select.POLLIN)
-        number = inbox.fileno()
-        if number is not None:
+        for number in inbox.filenos():
             self._poll.register(number, select.POLLIN)
 
-    def fileno(self) -> int | None:
-        """There are two to wait for, and `drain` does."""
-        return None
+    def filenos(self) -> list[int]:
+        """Return those of both."""
+        return [self._mailbox.fileno(), *self._inbox.filenos()]
+
+    @property
+    def is_called(self) -> bool:
+        """Whether another rank waits for this one's next turn."""
+        return self._inbox.is_called
 
     def drain(self, *, wait_seconds: float | None) -> list[Message | PeerEvent]:
         """Return all that is there; where it may wait, for the first that comes."""
         found = self._take()
-        if not found and wait_seconds != 0:
+        # A ring that has been read already makes nothing readable any more.
+        if not found and wait_seconds != 0 and not self.is_called:
             self._poll.poll(None if wait_seconds is None else max(1, int(wait_seconds * 1000)))
             found = self._take()
         return found

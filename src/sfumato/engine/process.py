@@ -46,10 +46,15 @@ class SocketInbox:
         self._socket = socket
         self._bell = bell
 
-    def fileno(self) -> int:
-        """Return what becomes readable when a message may have come."""
-        number: int = self._socket.fileno()
-        return number
+    def filenos(self) -> list[int]:
+        """Return what becomes readable when a message may have come, or another rank rings."""
+        bells = [] if self._bell is None else [peer.fileno() for peer in self._bell.sockets]
+        return [self._socket.fileno(), *bells]
+
+    @property
+    def is_called(self) -> bool:
+        """Whether another rank has rung for a turn that has not been made here."""
+        return self._bell is not None and self._bell.is_rung
 
     def drain(self, *, wait_seconds: float | None) -> list[Message]:
         """Return all messages that are there; sleeps in the kernel where it may wait."""

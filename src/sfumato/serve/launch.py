@@ -27,12 +27,14 @@ ProgressCallback = Callable[[str, Loading], None]
 class Planned:
     """One model to start; name: what clients call it, None for the checkpoint's own name.
 
-    num_prefill: of its engines, how many prefill for the others.
+    num_prefill: of its engines, how many prefill for the others. shares_weights: the others hold the divided
+    layers together.
     """
 
     config: EngineConfig
     name: str | None = None
     num_prefill: int = 0
+    shares_weights: bool = False
 
     def with_peers(self, peering: PeerConfig, pools: PoolSizes | None) -> Planned:
         """Return the same model with its part in prefill and denoise apart. Raises ConfigError."""
@@ -60,19 +62,25 @@ class Planned:
         num_threads = config.num_threads
         if num_threads is None and count > 1:
             num_threads = len(os.sched_getaffinity(0))
-        shares_weights = config.data_parallel_attention > 1
-        rendezvous = f"127.0.0.1:{_free_port()}" if shares_weights else config.rendezvous
+        size = count - self.num_prefill
+        if self.shares_weights and size < 2:
+            raise ConfigError(f"--data-parallel-attention needs two engines at least that share, not {size}")
+        rendezvous = f"127.0.0.1:{_free_port()}" if self.shares_weights else config.rendezvous
         return [
             msgspec.structs.replace(
                 config,
                 replica=replica,
-                rank=replica if shares_weights else config.rank,
+                rank=replica - self.num_prefill if self._shares(replica) else config.rank,
+                data_parallel_attention=size if self._shares(replica) else 1,
                 rendezvous=rendezvous,
                 kv_memory=None if config.kv_memory is None else config.kv_memory // count,
                 num_threads=None if num_threads is None else max(1, num_threads // count),
             )
             for replica in range(count)
         ]
+
+    def _shares(self, replica: int) -> bool:
+        return self.shares_weights and replica >= self.num_prefill
 
     @property
     def label(self) -> str:

@@ -61,11 +61,6 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "max_prefill_tokens": self.max_prefill_tokens,
             "denoise_every": self.denoise_every,
         }
-        num_replicas = 1 if self.data_parallel is None else self.data_parallel
-        if self.data_parallel_attention and num_replicas < 2:
-            raise ConfigError(
-                f"--data-parallel-attention needs --data-parallel of 2 at least, not {num_replicas}"
-            )
         config = EngineConfig(
             model=model,
             dtype=self.dtype or "auto",
@@ -80,13 +75,12 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             block_length=self.block_length,
             context_length=self.context_length,
             overlap=self.overlap or "auto",
-            num_replicas=num_replicas,
-            data_parallel_attention=num_replicas if self.data_parallel_attention else 1,
+            num_replicas=1 if self.data_parallel is None else self.data_parallel,
             tensor_parallel=1 if self.tensor_parallel is None else self.tensor_parallel,
             rank_timeout=DEFAULT_RANK_TIMEOUT if self.rank_timeout is None else self.rank_timeout,
             limits=Limits(**{name: value for name, value in limits.items() if value is not None}),  # type: ignore[arg-type]
         )
-        return Planned(config, self.name)
+        return Planned(config, self.name, shares_weights=bool(self.data_parallel_attention))
 
 
 class _File(msgspec.Struct, frozen=True, forbid_unknown_fields=True):

@@ -13,7 +13,7 @@ _DECODING = "Decoding"
 Dtype = Annotated[
     str | None,
     typer.Option(
-        help="float32, bfloat16, float16, or auto: what the checkpoint was saved in.",
+        help="float32, bfloat16, float16, or auto: the checkpoint's; float32 on CPUs without bfloat16.",
         rich_help_panel=_MODEL,
         show_default="auto",
     ),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import logging
 import os
 import signal
@@ -282,7 +283,7 @@ def _plan(
     for index, model in enumerate(models):
         settings = per_model.get(model, ModelSettings()).over(general)
         each = settings.planned(model)
-        planned.append(Planned(each.config, names[index]) if names else each)
+        planned.append(dataclasses.replace(each, name=names[index]) if names else each)
     return planned
 
 
