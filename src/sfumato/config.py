@@ -27,9 +27,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     """Everything that an engine process is started with.
 
     dtype: "auto" takes the checkpoint's, or float32 on a CPU that only imitates bfloat16. device: "auto" is
-    CUDA where there is one. kv_memory: bytes of KV pages; None takes what max_running_requests whole contexts need,
-    within a share of the memory. page_size: tokens per page; None: the model's block length. num_threads: CPU
-    threads of the forward; None: torch decides.
+    CUDA where there is one. kv_memory: bytes of KV pages; None takes what max_running_requests whole contexts
+    need, within a share of the memory. page_size: tokens per page; None: the model's block length.
+    num_threads: CPU threads of the forward; None: torch decides.
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
     overlap: "on" launches a step while the one before runs, "auto" where that was measured to be faster.
     num_replicas, replica: engines that serve this model on this machine, and which of them this one is.
