@@ -46,7 +46,7 @@ def one_of_each_kind(cases: list[Case]) -> list[Case]:
     return list(chosen.values())
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if "and" not in mode])
 def test_one_case_of_each_kind(mode: str) -> None:
     cases = one_of_each_kind(engine_cases())
     assert len(cases) > 20

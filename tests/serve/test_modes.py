@@ -80,7 +80,7 @@ def answers(server: Server, asked: list[tuple[str, dict[str, Any]]]) -> list[lis
         return list(pool.map(one, asked))
 
 
-@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("mode", [mode for mode in MODES if "and" not in mode])
 def test_answers_are_those_of_the_plain_mode(server: Server, tmp_path: Path, mode: str) -> None:
     asked = mixed(1, 40)
     with serving(tmp_path, SDAR, "--dtype", "float32", *MODES[mode]) as other:
