@@ -144,6 +144,22 @@ def _overlap_cells(pairs: Sequence[dict[str, tuple[float, Any, list[StepStats]]]
     ]
 
 
+def run_alone(overlap: str) -> list[float]:
+    """Return output tokens per second at 1, 8 and 16 requests of an engine alone in this process."""
+    config = EngineConfig(
+        model="sfumato-tiny-sdar", device="cpu", kv_memory=64 << 20, overlap=overlap, dtype="float32"
+    )
+    engine, found = Engine.load(config), []
+    for batch in (1, 8, 16):
+        rng = random.Random(batch)
+        vocab_size = engine.traits.vocab_size
+        rates = [run_in_process(engine, prompts(rng, batch, 48, vocab_size), MAX_TOKENS)[0] for _ in range(4)]
+        # The first run compiles kernels.
+        found.append(statistics.median(rates[1:]))
+    engine.close()
+    return found
+
+
 # Engine processes.
 
 
@@ -302,11 +318,18 @@ def main() -> None:
     parser.add_argument("--tables", default=",".join(TABLES), help=f"of {', '.join(TABLES)}")
     parser.add_argument("--pairs", type=int, default=3, help="paired runs per row")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads in all")
+    parser.add_argument("--alone", choices=("off", "on"), help="only this: tiny-sdar with overlap off or on")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     console = Console(width=150)
     machine = platform.processor() or platform.machine()
     console.print(f"{machine}, torch {torch.__version__}, sdar-150m of the first table in {fast_dtype()}")
+    if options.alone is not None:
+        rates = ", ".join(f"{rate:.0f}" for rate in run_alone(options.alone))
+        console.print(
+            f"overlap {options.alone}, {options.threads} thread(s): {rates} tok/s at 1, 8, 16 requests"
+        )
+        return
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "sdar-150m"
         chosen = options.tables.split(",")

@@ -18,7 +18,7 @@ from sfumato.core.spec import ScoreSpec
 from sfumato.engine.client import EngineClient, LoadingCallback, Outputs, TurnCallback
 from sfumato.engine.routing import Router
 from sfumato.engine.wire import EngineInfo
-from sfumato.errors import EngineDied
+from sfumato.errors import EngineDied, RequestError
 
 
 @dataclass(slots=True)
@@ -104,6 +104,11 @@ class Replicas:
 
         Raises as `EngineClient.submit` does.
         """
+        for submission in submissions:
+            if submission.request_id in self._open:
+                # Another replica would not know of it.
+                message = f"request id {submission.request_id!r} is already active"
+                raise RequestError(message, field="request_id", value=submission.request_id)
         group = Outputs(self.abort, [submission.request_id for submission in submissions])
         outcomes = await asyncio.gather(*self._deliveries(submissions, group), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
@@ -169,6 +174,9 @@ class Replicas:
     async def _move(self, found: _Open) -> None:
         """Submit a request once more, after the engine that had it is gone."""
         submission = found.submission
+        if self._open.get(submission.request_id) is not found:
+            # It was aborted meanwhile.
+            return
         self._router.end(submission.request_id)
         try:
             index = self._route(submission, found.group)
