@@ -79,8 +79,8 @@ def test_a_line_is_learnt_from_the_steps() -> None:
     for _ in range(10):
         for tokens in (16, 64, 256):
             times.note(tokens, 0.030 + 0.001 * tokens)
-    # 9 x 30: from there on, nine tenths of a step's time are spent on its tokens.
-    assert times.enough_tokens() == pytest.approx(270, abs=2)
+    # 11.5 x 30: from there on, 92 hundredths of a step's time are spent on its tokens.
+    assert times.enough_tokens() == pytest.approx(345, abs=2)
 
 
 @pytest.mark.parametrize(

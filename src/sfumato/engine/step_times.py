@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A step is large enough where it runs at this share of the rate that an endless one would have.
-_ENOUGH = 0.9
+# A step is large enough where it runs at this share of the rate that an endless one would have: what less
+# gives up of the throughput, and more of the latency of short requests, is in docs/benchmarks.md.
+_ENOUGH = 0.92
 # What an observation still weighs after the next one.
 _MEMORY = 0.98
 _MIN_WEIGHT = 8.0

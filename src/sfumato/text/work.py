@@ -144,13 +144,15 @@ class TextWork:
         return self._pages(min(canvas.length, canvas.origin + blocks * canvas.block_length))
 
     def _remaining(self) -> int:
-        """Guess from the tokens per step so far; before the first step, one."""
+        """Guess from the tokens per step so far; before the first step, from a schedule, or one."""
         canvas, step = self.canvas, self.round
         if step is None:
             return 0
         num_undecided = int(np.count_nonzero(canvas.undecided))
         decided = self._num_undecided - num_undecided
-        steps = num_undecided * self._denoise_steps // decided if decided > 0 else num_undecided
+        steps = self.algorithm.scheduled_steps or num_undecided
+        if decided > 0:
+            steps = num_undecided * self._denoise_steps // decided
         missing = canvas.block_start - self.context.cached_len if self.traits.has_exact_cache else 0
         return missing + max(1, steps) * (step.feed.end - step.feed.start)
 

@@ -59,6 +59,10 @@ class Dream(Algorithm):
     spans_canvas: ClassVar[bool] = True
 
     @property
+    def scheduled_steps(self) -> int | None:
+        return self.steps
+
+    @property
     def needs_uniform(self) -> bool:
         return self.alg == "origin" or self.alg_temp > 0
 

@@ -51,6 +51,10 @@ class EntropyThreshold(Algorithm):
     max_steps: int | None = parameter(None, "steps per block; the last one decides what is left", minimum=1)
 
     @property
+    def scheduled_steps(self) -> int | None:
+        return self.steps
+
+    @property
     def wanted(self) -> Wanted:
         return Wanted(entropy=True)
 

@@ -52,6 +52,10 @@ class FastDLLM(Algorithm):
     # Reference variant (Fast-dLLM, not dInfer): a cached block takes two forwards even if one finished it.
     looks_late: bool = False
 
+    @property
+    def scheduled_steps(self) -> int | None:
+        return self.steps
+
     def walk(self, canvas: Canvas, spec: TextSpec, traits: ModelTraits) -> Walk:
         """Go block by block, reusing keys as `cache` says."""
         return block_walk(traits, Reuse(self.cache))

@@ -56,6 +56,10 @@ class FastDLLMDream(Algorithm):
     is_reference: bool = False
 
     @property
+    def scheduled_steps(self) -> int | None:
+        return self.steps
+
+    @property
     def wanted(self) -> Wanted:
         return Wanted(entropy=self.alg != "confidence_threshold")
 

@@ -47,6 +47,10 @@ class LLaDA(Algorithm):
     spares_eos: bool = False
 
     @property
+    def scheduled_steps(self) -> int | None:
+        return self.steps
+
+    @property
     def needs_uniform(self) -> bool:
         return self.remasking == "random"
 

@@ -147,6 +147,11 @@ class Algorithm(ABC):
         return False
 
     @property
+    def scheduled_steps(self) -> int | None:
+        """Return how many denoise steps a schedule gives the whole canvas; None: the model decides."""
+        return None
+
+    @property
     def needs_vocabulary(self) -> bool:
         """Whether `View.vocabulary` must be filled for this row."""
         return False
