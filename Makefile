@@ -46,7 +46,7 @@ bench: $(DEVELOPING)
 $(SERVING): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(TORCH)
-	$(PIP) $(CONSTRAINTS) -e .
+	$(PIP) $(CONSTRAINTS) -e ".[image]"
 	touch $@
 
 $(DEVELOPING): $(SERVING)

@@ -32,7 +32,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     num_threads: CPU threads of the forward; None: torch decides.
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
     overlap: "on" launches a step while the one before runs, "auto" where that was measured to be faster.
-    num_replicas, replica: engines that serve this model on this machine, and which of them this one is.
+    deterministic_rows: images only: every forward has exactly so many rows, so that a result does not depend
+    on its neighbours in a single bit. num_replicas, replica: engines that serve this model on this machine,
+    and which of them this one is.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
     tensor_parallel: ranks that run every forward together, each with a part of the model.
     data_parallel_attention: ranks with requests of their own that share the weights of the experts, or of the
@@ -59,6 +61,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     overlap: str = "auto"
     num_replicas: int = 1
     replica: int = 0
+    deterministic_rows: int | None = None
     limits: Limits = Limits()
     peering: PeerConfig = PeerConfig()
     tensor_parallel: int = 1
@@ -93,6 +96,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             "page_size",
             "num_threads",
             "max_chunk_bytes",
+            "deterministic_rows",
             "num_replicas",
             "tensor_parallel",
             "data_parallel_attention",

@@ -6,7 +6,7 @@ from enum import StrEnum
 
 import msgspec
 
-from sfumato.core.spec import ScoreSpec, TextSpec
+from sfumato.core.spec import ImageSpec, ScoreSpec, TextSpec
 
 
 class FinishReason(StrEnum):
@@ -23,7 +23,7 @@ class Submit(msgspec.Struct, frozen=True, kw_only=True, tag="submit"):
     """A new request; timeout in seconds from its arrival."""
 
     request_id: str
-    spec: TextSpec | ScoreSpec
+    spec: TextSpec | ScoreSpec | ImageSpec
     priority: int = 0
     timeout: float | None = None
 
@@ -86,6 +86,29 @@ class CanvasView(msgspec.Struct, frozen=True, kw_only=True):
     undecided: tuple[bool, ...]
 
 
+class StepProgress(msgspec.Struct, frozen=True, kw_only=True):
+    """How many of an image request's denoise steps are done."""
+
+    done: int
+    total: int
+
+
+class Picture(msgspec.Struct, frozen=True, kw_only=True):
+    """One image or video: uint8[num_frames, height, width, 3] as bytes.
+
+    index: which of the request's images. step: denoise steps that it has behind it. is_preview: it shows what
+    the request would end at, as estimated there.
+    """
+
+    index: int
+    step: int
+    is_preview: bool
+    num_frames: int
+    height: int
+    width: int
+    pixels: bytes
+
+
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
     """What a request has cost so far; nfe counts every forward it had a row in, prefill included."""
 
@@ -112,6 +135,8 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     logprobs: tuple[TokenLogprob, ...] | None = None
     canvas: CanvasView | None = None
     score: Score | None = None
+    step: StepProgress | None = None
+    pictures: tuple[Picture, ...] = ()
     usage: Usage = Usage()
     finish_reason: FinishReason | None = None
     error: str | None = None

@@ -15,6 +15,11 @@ class RowKind(StrEnum):
     DENOISE = "denoise"
     COMMIT = "commit"
     SCORE = "score"
+    ENCODE = "encode"
+    DECODE = "decode"
+
+
+ALL_KINDS = frozenset(RowKind)
 
 
 class Cost(msgspec.Struct, frozen=True, kw_only=True):
@@ -24,6 +29,7 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
     rows: int = 0
     pages: int = 0
     logits_bytes: int = 0
+    latent_bytes: int = 0
 
     def __add__(self, other: Cost) -> Cost:
         return Cost(
@@ -31,13 +37,15 @@ class Cost(msgspec.Struct, frozen=True, kw_only=True):
             rows=self.rows + other.rows,
             pages=self.pages + other.pages,
             logits_bytes=self.logits_bytes + other.logits_bytes,
+            latent_bytes=self.latent_bytes + other.latent_bytes,
         )
 
 
 class Row(msgspec.Struct, frozen=True, kw_only=True):
     """A span of one request in one forward.
 
-    start, end: canvas positions that are fed. branch: "cond", or "uncond" under guidance.
+    start, end: canvas positions that are fed, or denoise steps of an image. branch: "cond", or "uncond" under
+    guidance; of a decoding, "final" or "preview".
     slot: first slot of the request's page table that takes their keys; None: the row sees itself alone.
     visible: how many slots all of its queries see, and the row's own behind them; None: as the model's
     attention says. border: so many of the first tokens are fed for their states alone; their keys are there.
@@ -78,9 +86,11 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     @property
     def kind(self) -> str:
-        """Return "prefill", "denoise" or "mixed"; "idle" where there are no rows."""
+        """Return "prefill", "denoise" or "mixed", or an image stage; "idle" where there are no rows."""
         if not self.rows:
             return "idle"
+        if self.rows[0].kind in (RowKind.ENCODE, RowKind.DECODE):
+            return self.rows[0].kind.value
         prefill = any(row.kind is RowKind.PREFILL for row in self.rows)
         denoise = any(row.kind is not RowKind.PREFILL for row in self.rows)
         return "mixed" if prefill and denoise else "prefill" if prefill else "denoise"
@@ -131,9 +141,13 @@ class Scores(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class RowResult(msgspec.Struct, frozen=True, kw_only=True):
-    """What came of one row; an error ends its request alone."""
+    """What came of one row; an error ends its request alone.
+
+    outcome: what an image stage has made of the request's state; each of its rows has the same.
+    """
 
     row: Row
+    outcome: Any = None
     decision: Decision | None = None
     scores: Scores | None = None
     error: str | None = None

@@ -6,7 +6,15 @@ from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from typing import Protocol
 
-from sfumato.core.messages import CanvasView, FinishReason, Score, TokenLogprob, Usage
+from sfumato.core.messages import (
+    CanvasView,
+    FinishReason,
+    Picture,
+    Score,
+    StepProgress,
+    TokenLogprob,
+    Usage,
+)
 from sfumato.core.plan import Cost, Row, RowKind, RowResult
 
 
@@ -30,7 +38,14 @@ class Progress:
     logprobs: tuple[TokenLogprob, ...] | None = None
     canvas: CanvasView | None = None
     score: Score | None = None
+    step: StepProgress | None = None
+    pictures: tuple[Picture, ...] = ()
     finish_reason: FinishReason | None = None
+
+    @property
+    def is_news(self) -> bool:
+        """Whether there is anything to tell of a request that goes on."""
+        return bool(self.token_ids or self.pictures) or self.canvas is not None or self.step is not None
 
 
 class Lease(Protocol):

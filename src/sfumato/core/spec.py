@@ -70,4 +70,61 @@ class ScoreSpec(msgspec.Struct, frozen=True, kw_only=True, tag="score"):
     logprobs: int | None = None
 
 
-Spec = TextSpec | ScoreSpec
+class TimestepSchedulerSpec(msgspec.Struct, frozen=True, kw_only=True):
+    """A class of diffusers' schedulers, and the options that differ from the pipeline's configuration."""
+
+    name: str
+    options: dict[str, ParameterValue] = {}
+
+
+class InputImage(msgspec.Struct, frozen=True, kw_only=True):
+    """A picture to start from: float32[3, height, width] in 0..1, as bytes."""
+
+    pixels: bytes
+    height: int
+    width: int
+
+
+class ImageSpec(msgspec.Struct, frozen=True, kw_only=True, tag="image"):
+    """One image request, or one of a short video; the meaning of most fields is that of diffusers' pipelines.
+
+    prompts: one per image that is made together; empty texts for models of classes, which class_labels name.
+    seeds: one per image, or a single one from which all images draw together. height, width: pixels.
+    timesteps, sigmas: a schedule of its own instead of num_inference_steps. strength: how much of it an
+    `image` to start from goes through. num_previews: pictures of the estimate on the way.
+    """
+
+    prompts: tuple[str, ...]
+    height: int
+    width: int
+    num_inference_steps: int
+    seeds: tuple[int, ...]
+    guidance_scale: float
+    negative_prompts: tuple[str, ...] | None = None
+    class_labels: tuple[int, ...] = ()
+    num_frames: int = 1
+    true_cfg_scale: float = 1.0
+    guidance_scale_2: float | None = None
+    guidance_rescale: float = 0.0
+    cfg_truncation: float = 1.0
+    cfg_normalization: float = 0.0
+    eta: float = 0.0
+    clip_skip: int | None = None
+    max_sequence_length: int = 512
+    timestep_scheduler: TimestepSchedulerSpec | None = None
+    timesteps: tuple[int, ...] = ()
+    sigmas: tuple[float, ...] = ()
+    image: InputImage | None = None
+    strength: float = 1.0
+    original_size: tuple[int, int] | None = None
+    crops_coords_top_left: tuple[int, int] = (0, 0)
+    target_size: tuple[int, int] | None = None
+    num_previews: int = 0
+
+    @property
+    def num_images(self) -> int:
+        """Return how many images are made together."""
+        return len(self.prompts)
+
+
+Spec = TextSpec | ScoreSpec | ImageSpec

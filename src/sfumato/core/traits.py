@@ -21,7 +21,7 @@ class BlockOrigin(StrEnum):
     PROMPT_END = "prompt_end"
 
 
-class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
+class ModelTraits(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     """The declaration of one loaded model.
 
     block_length is a default in tokens; a request may choose another where `fixed_block_length` is false.
@@ -71,3 +71,32 @@ class ModelTraits(msgspec.Struct, frozen=True, kw_only=True):
     def kv_bytes_per_token(self, dtype_size: int) -> int:
         """Return the bytes of keys and values that one cached token takes over all layers."""
         return 2 * dtype_size * sum(heads * width for heads, width in self.layer_kv_shapes)
+
+
+class ImageTraits(msgspec.Struct, frozen=True, kw_only=True, tag="image"):
+    """The declaration of one loaded image or video pipeline.
+
+    size_unit: height and width in pixels are multiples of it. fields: what a request may say to this family
+    beyond what all know. scheduler, schedulers: the pipeline's timestep scheduler, and those that a request
+    may choose. num_classes: of a model that draws classes instead of prompts. frames_unit: a video has one
+    frame more than a multiple of it. max_sequence_length: text tokens, by default.
+    """
+
+    family: str
+    architecture: str
+    default_height: int
+    default_width: int
+    size_unit: int
+    default_steps: int
+    default_guidance_scale: float
+    scheduler: str
+    schedulers: tuple[str, ...]
+    fields: tuple[str, ...]
+    default_true_cfg_scale: float = 1.0
+    takes_images: bool = False
+    is_video: bool = False
+    has_text: bool = True
+    num_classes: int = 0
+    default_num_frames: int = 1
+    frames_unit: int = 1
+    max_sequence_length: int = 512

@@ -14,7 +14,6 @@ from sfumato.config import EngineConfig
 from sfumato.core.messages import (
     Abort,
     FinishReason,
-    Message,
     Score,
     StepStats,
     Stop,
@@ -27,6 +26,7 @@ from sfumato.core.request import Request
 from sfumato.core.spec import Spec
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.build import Loaded, build_loop, load
+from sfumato.engine.direct import DirectInbox, DirectOutbox
 from sfumato.engine.frontend import (
     Assembler,
     Delta,
@@ -48,45 +48,6 @@ _KEPT_STEPS = 10_000
 _PEER_SECONDS = 0.02
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
-
-
-class DirectInbox:
-    """Messages from the same thread."""
-
-    def __init__(self) -> None:
-        self._messages: deque[Message] = deque()
-
-    def put(self, message: Message) -> None:
-        """Queue a message for the next turn."""
-        self._messages.append(message)
-
-    is_called = False
-
-    def filenos(self) -> tuple[int, ...]:
-        """Nobody else adds messages."""
-        return ()
-
-    def drain(self, *, wait_seconds: float | None) -> list[Message]:
-        """Return what is queued; nobody else could add to it while this thread waits."""
-        messages = list(self._messages)
-        self._messages.clear()
-        return messages
-
-
-class DirectOutbox:
-    """Turns for the same thread."""
-
-    def __init__(self) -> None:
-        self._turns: list[Turn] = []
-
-    def send(self, turn: Turn) -> None:
-        """Keep a turn until it is taken."""
-        self._turns.append(turn)
-
-    def take(self) -> list[Turn]:
-        """Return the turns since the last call."""
-        turns, self._turns = self._turns, []
-        return turns
 
 
 @dataclass(slots=True)

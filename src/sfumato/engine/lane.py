@@ -11,13 +11,13 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 
 from msgspec.structs import replace
 
 from sfumato.core.messages import Usage
-from sfumato.core.plan import Row, RowResult, StepPlan, StepResult
+from sfumato.core.plan import ALL_KINDS, Row, RowKind, RowResult, StepPlan, StepResult
 from sfumato.core.protocols import Runner, Sync
 from sfumato.core.request import Progress, Request, Standing, Status
 
@@ -57,12 +57,23 @@ class Lane:
 
     A forward that was agreed on with other ranks is made although nothing may be left to run in it.
 
-    prepare: called once in the worker thread. waited_seconds: that the loop has spent waiting here.
+    prepare: called once in the worker thread. kinds: of the rows that it runs. is_beside: no step waits for
+    its launches, and its plan is made when the one before is done. waited_seconds: that the loop has spent
+    waiting here.
     """
 
     def __init__(
-        self, runner: Runner, sync: Sync, *, depth: int = 0, prepare: Callable[[], None] | None = None
+        self,
+        runner: Runner,
+        sync: Sync,
+        *,
+        depth: int = 0,
+        prepare: Callable[[], None] | None = None,
+        kinds: frozenset[RowKind] = ALL_KINDS,
+        is_beside: bool = False,
     ) -> None:
+        self.kinds = kinds
+        self.is_beside = is_beside
         self.runner = runner
         self.sync = sync
         self.depth = depth
@@ -77,6 +88,11 @@ class Lane:
     def is_busy(self) -> bool:
         """Whether a launch has not been collected."""
         return bool(self._launched)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a further plan would only wait here."""
+        return self.is_beside and self.is_busy
 
     def requests(self) -> Iterator[Request]:
         """Yield the requests of each launch in flight."""
@@ -99,11 +115,18 @@ class Lane:
             self._worker = ThreadPoolExecutor(1, "lane", initializer=self._prepare)
         self._launched.append((requests, self._worker.submit(self._run, plan, requests)))
 
-    def collect(self) -> Iterator[Finished]:
+    def collect(self, *, wait_seconds: float = 0.0) -> Iterator[Finished]:
         """Yield outcomes in launch order; wait for those that more than `depth` launches have overtaken.
 
-        With nothing launched since the last call nothing else is there to be done: wait for all.
+        With nothing launched since the last call nothing else is there to be done: wait for all. Beside the
+        others wait only so long for the first.
         """
+        if self.is_beside:
+            if self._launched and wait_seconds:
+                wait([self._launched[0][1]], timeout=wait_seconds)
+            while self._launched and self._launched[0][1].done():
+                yield self._launched.popleft()[1].result()
+            return
         allowed = self.depth if self._has_launched else 0
         self._has_launched = False
         while self._launched and (len(self._launched) > allowed or self._launched[0][1].done()):

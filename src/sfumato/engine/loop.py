@@ -31,6 +31,8 @@ from sfumato.errors import EngineError, RequestError
 
 # Where nothing can run until a peer has let go of pages, the loop looks again this soon.
 _STUCK_SECONDS = 0.02
+# With only launches beside the steps in flight, messages are looked for this often.
+_BESIDE_SECONDS = 0.01
 
 
 class EngineLoop:
@@ -97,8 +99,10 @@ class EngineLoop:
         started = time.perf_counter()
         self._expire()
         for lane in self.lanes:
+            if lane.is_full:
+                continue
             plan = lane.sync.agree(
-                StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live),
+                StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live, lane.kinds),
                 num_arrived=self._arrivals(),
                 is_leaving=self._is_draining and not self.live,
             )
@@ -216,9 +220,10 @@ class EngineLoop:
                 request.started_at = self.clock()
 
     def collect(self) -> Iterator[tuple[Lane, Finished]]:
-        """Yield finished launches, in order per lane."""
+        """Yield finished launches, in order per lane; only with nothing else to do wait for those beside."""
+        is_idle = not any(lane.is_busy and not lane.is_beside for lane in self.lanes)
         for lane in self.lanes:
-            for finished in lane.collect():
+            for finished in lane.collect(wait_seconds=_BESIDE_SECONDS if is_idle else 0.0):
                 yield lane, finished
 
     def apply(self, finished: Finished) -> None:
@@ -246,7 +251,7 @@ class EngineLoop:
             self.scheduler.share(request)
         if progress.finish_reason is not None:
             self._end(request.id, progress.finish_reason, progress=progress)
-        elif progress.token_ids or progress.canvas is not None:
+        elif progress.is_news:
             self._outputs.append(_output(request, progress))
 
     def _end(
@@ -281,8 +286,9 @@ class EngineLoop:
     def _settle(self) -> None:
         """Wait for what is in flight before the loop ends, and end the lanes."""
         for lane in self.lanes:
-            for finished in lane.collect():
-                self.apply(finished)
+            while lane.is_busy:
+                for finished in lane.collect(wait_seconds=_BESIDE_SECONDS):
+                    self.apply(finished)
             lane.close()
 
     def _count(self, lane: Lane, finished: Finished, since: float) -> float:
@@ -333,6 +339,8 @@ def _output(
         logprobs=progress.logprobs,
         canvas=progress.canvas,
         score=progress.score,
+        step=progress.step,
+        pictures=progress.pictures,
         usage=request.usage,
         finish_reason=reason,
         error=error,

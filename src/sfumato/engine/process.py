@@ -27,7 +27,11 @@ from sfumato.engine.wire import EngineInfo, Loading, StartFailure, address, deco
 from sfumato.errors import EngineError, SfumatoError
 
 if TYPE_CHECKING:
-    # It loads torch, before which this process sets limits that torch reads.
+    from collections.abc import Callable
+    from pathlib import Path
+
+    # These load torch, before which this process sets limits that torch reads.
+    from sfumato.engine.loop import EngineLoop
     from sfumato.parallel.bell import Bell
 
 # The last turn must reach the parent before this process goes; one that is gone is waited for no longer.
@@ -94,18 +98,37 @@ class SocketOutbox:
 
 def run_engine(config: EngineConfig, inbox: Any, outbox: Any) -> bool:
     """Load the model, announce it and run the loop; return whether it got that far."""
-    from sfumato.engine.build import build_loop, load
-    from sfumato.models.weights import build_on_meta, count_parameters
+    from sfumato.image.folder import find_pipeline
 
     try:
-        loaded = load(config, _progress_to(outbox))
-        if loaded.leader is not None:
-            loaded.leader.on_lost = _leave
-        bell = None if loaded.shared is None else loaded.shared.bell
-        loop, door = build_loop(loaded, SocketInbox(inbox, bell), SocketOutbox(outbox))
+        config.check()
+        path = find_pipeline(config.model)
+        if path is not None:
+            loop, info, close = _image_engine(config, path, inbox, outbox)
+        else:
+            loop, info, close = _text_engine(config, inbox, outbox)
     except SfumatoError as error:
         outbox.send(encode(StartFailure(message=str(error))))
         return False
+    outbox.send(encode(info))
+    loop.run()
+    loop.handover.close()
+    close()
+    return True
+
+
+def _text_engine(
+    config: EngineConfig, inbox: Any, outbox: Any
+) -> tuple[EngineLoop, EngineInfo, Callable[[], None]]:
+    """Return a language model's loop, what it says of itself, and what ends it."""
+    from sfumato.engine.build import build_loop, load
+    from sfumato.models.weights import build_on_meta, count_parameters
+
+    loaded = load(config, _progress_to(outbox))
+    if loaded.leader is not None:
+        loaded.leader.on_lost = _leave
+    bell = None if loaded.shared is None else loaded.shared.bell
+    loop, door = build_loop(loaded, SocketInbox(inbox, bell), SocketOutbox(outbox))
     info = EngineInfo(
         name=loaded.folder.name,
         path=str(loaded.folder.path),
@@ -120,11 +143,32 @@ def run_engine(config: EngineConfig, inbox: Any, outbox: Any) -> bool:
         device=loaded.device,
         peer_address=loop.handover.address,
     )
-    outbox.send(encode(info))
-    loop.run()
-    loop.handover.close()
-    loaded.close()
-    return True
+    return loop, info, loaded.close
+
+
+def _image_engine(
+    config: EngineConfig, path: Path, inbox: Any, outbox: Any
+) -> tuple[EngineLoop, EngineInfo, Callable[[], None]]:
+    """Return an image pipeline's loop, what it says of itself, and what ends it."""
+    from sfumato.engine.build import resolve_device
+    from sfumato.engine.build_image import build_image_loop, load_pipeline
+
+    loaded = load_pipeline(config, path, resolve_device(config.device, config.replica))
+    loop, _ = build_image_loop(loaded, SocketInbox(inbox), SocketOutbox(outbox))
+    info = EngineInfo(
+        name=loaded.name,
+        path=loaded.path,
+        traits=loaded.traits,
+        algorithms={},
+        has_tokenizer=False,
+        limits=config.limits,
+        num_parameters=loaded.num_parameters,
+        num_pages=0,
+        page_size=0,
+        dtype=str(loaded.family.dtype).removeprefix("torch."),
+        device=str(loaded.family.device),
+    )
+    return loop, info, lambda: None
 
 
 def _algorithms() -> dict[str, list[dict[str, Any]]]:
@@ -176,6 +220,8 @@ def main() -> None:
     # The parent decides when an engine ends: a signal to the whole group must not end it undrained.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for name, value in _KERNEL_CACHES.items():
+        os.environ.setdefault(name, value)
     config, folder = _read_config(), sys.argv[1]
     threading.Thread(target=_end_with_parent, args=(folder,), name="parent-watch", daemon=True).start()
     context = Context()

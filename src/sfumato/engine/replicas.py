@@ -14,7 +14,8 @@ from msgspec.structs import replace
 
 from sfumato.config import EngineConfig
 from sfumato.core.messages import FinishReason, Gauges, Output, Submit, Turn
-from sfumato.core.spec import ScoreSpec
+from sfumato.core.spec import ImageSpec, ScoreSpec, TextSpec
+from sfumato.core.traits import ModelTraits
 from sfumato.engine.client import EngineClient, LoadingCallback, Outputs, TurnCallback
 from sfumato.engine.routing import Router
 from sfumato.engine.wire import EngineInfo
@@ -42,7 +43,7 @@ class Replicas:
         self.clients = list(clients)
         self.helpers = list(helpers)
         self.on_turn: TurnCallback | None = None
-        self._router = Router(len(clients), shares_prefixes=clients[0].info.traits.has_exact_cache)
+        self._router = Router(len(clients), shares_prefixes=_shares_prefixes(clients[0].info))
         self._open: dict[str, _Open] = {}
         self._gauges: dict[int, Gauges] = {}
         self._moving: set[asyncio.Task[None]] = set()
@@ -145,9 +146,17 @@ class Replicas:
 
     def _route(self, submission: Submit, group: Outputs) -> int:
         spec = submission.spec
-        expected = len(spec.target_ids) if isinstance(spec, ScoreSpec) else spec.max_tokens
+        prompt_ids: tuple[int, ...] = ()
+        match spec:
+            case ScoreSpec():
+                prompt_ids, expected = spec.prompt_ids, len(spec.target_ids)
+            case TextSpec():
+                prompt_ids, expected = spec.prompt_ids, spec.max_tokens
+            case ImageSpec():
+                # No two images share a prefix; what they cost goes by their steps.
+                expected = spec.num_inference_steps * spec.num_images
         try:
-            index = self._router.choose(submission.request_id, spec.prompt_ids, expected)
+            index = self._router.choose(submission.request_id, prompt_ids, expected)
         except LookupError:
             raise EngineDied(f"every engine of {self.clients[0].config.model} is gone") from None
         self._open[submission.request_id] = _Open(submission, group, index)
@@ -239,3 +248,8 @@ class Replicas:
         alive = [gauges for index, gauges in self._gauges.items() if not self.clients[index].is_gone]
         names = Gauges.__struct_fields__
         return Gauges(**{name: sum(getattr(gauges, name) for gauges in alive) for name in names})
+
+
+def _shares_prefixes(info: EngineInfo) -> bool:
+    """Whether requests with the same beginning cost less on the same engine."""
+    return isinstance(info.traits, ModelTraits) and info.traits.has_exact_cache

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 from sfumato.cache.pages import PageCache
 from sfumato.cache.pool import PageLease
-from sfumato.core.plan import Cost, Row, RowKind, StepPlan
+from sfumato.core.plan import ALL_KINDS, Cost, Row, RowKind, StepPlan
 from sfumato.core.request import Request, Standing, Status
 from sfumato.engine.limits import Limits
 from sfumato.engine.step_times import StepTimes
@@ -53,16 +53,19 @@ class Scheduler:
         self._step_times = StepTimes()
         self.num_retractions = 0
 
-    def plan(self, live: Mapping[str, Request]) -> StepPlan:
-        """Return the rows of the next forward, in the order of their cost being admitted."""
+    def plan(self, live: Mapping[str, Request], kinds: frozenset[RowKind] = ALL_KINDS) -> StepPlan:
+        """Return the rows of the next forward, in the order of their cost being admitted.
+
+        kinds: what the lane that asks runs.
+        """
         self._make_way(live)
         self._admit(live)
-        candidates, stalled = self._candidates(live)
+        candidates, stalled = self._candidates(live, kinds)
         if stalled and not candidates:
             # Nobody can take a step: the youngest gives its pages to the oldest; one alone always fits.
             while len(holders := _holders(stalled)) > 1 and not candidates:
                 self._retract(_last(holders))
-                candidates, stalled = self._candidates(live)
+                candidates, stalled = self._candidates(live, kinds)
         chosen = self._choose(candidates)
         if candidates and not chosen:
             raise EngineError(f"none of {len(candidates)} requests that could run was chosen")
@@ -74,7 +77,9 @@ class Scheduler:
         guesses = frozenset(candidate.request.id for candidate in chosen if candidate.standing.is_guess)
         return StepPlan(launch_id=self._launch_id, rows=tuple(rows), guesses=guesses)
 
-    def _candidates(self, live: Mapping[str, Request]) -> tuple[list[_Candidate], list[Request]]:
+    def _candidates(
+        self, live: Mapping[str, Request], kinds: frozenset[RowKind]
+    ) -> tuple[list[_Candidate], list[Request]]:
         """Return what could run, oldest first, and who lacks pages; pages are counted, not taken."""
         room = self._pages.num_available
         found: list[_Candidate] = []
@@ -90,8 +95,8 @@ class Scheduler:
                 # Its next rows depend on an outcome that is not here.
                 continue
             rows = standing.rows(self._limits.max_prefill_tokens)
-            if not rows:
-                # All that is to be computed here is in flight; the rest is a peer's.
+            if not rows or rows[0].kind not in kinds:
+                # All that is to be computed here is in flight, or another lane's; the rest is a peer's.
                 continue
             num_pages = standing.pages_for(rows)
             missing = num_pages - (len(request.lease.pages) if request.lease else 0)
@@ -141,17 +146,31 @@ class Scheduler:
             self._step_times.note(sum(row.cost.tokens for row in plan.rows), seconds)
 
     def _fit(self, candidates: list[_Candidate], max_tokens: int) -> list[_Candidate]:
-        """Take candidates while the budgets last; the first always fits, and a refused one stops nobody."""
+        """Take candidates while the budgets last; the first always fits, and a refused one stops nobody.
+
+        The first one also says what kind of forward it is: those with another key wait. Who has waited
+        longest is first in some later step, so that they wait no more steps than there are keys.
+        """
         chosen: list[_Candidate] = []
         used = Cost()
         for candidate in candidates:
             total = used + candidate.cost
-            is_over = total.tokens > max_tokens or total.logits_bytes > self._limits.max_logits_bytes
-            if (chosen and is_over) or not self._extend(candidate):
+            is_other = bool(chosen) and candidate.rows[0].key != chosen[0].rows[0].key
+            if is_other or (chosen and self._is_over(total, max_tokens)) or not self._extend(candidate):
                 continue
             used = total
             chosen.append(candidate)
         return chosen
+
+    def _is_over(self, total: Cost, max_tokens: int) -> bool:
+        """Whether a step would exceed a budget; rows count where they are images'."""
+        limits = self._limits
+        return (
+            total.tokens > max_tokens
+            or total.logits_bytes > limits.max_logits_bytes
+            or total.latent_bytes > limits.max_latent_bytes
+            or (total.latent_bytes > 0 and total.rows > limits.max_step_rows)
+        )
 
     def _fit_prefill(self, candidates: list[_Candidate]) -> list[_Candidate]:
         """Share the prefill tokens of one forward among prompts, oldest first, in whole blocks."""

@@ -7,7 +7,7 @@ from typing import Any
 import msgspec
 
 from sfumato.core.messages import Message, Turn
-from sfumato.core.traits import ModelTraits
+from sfumato.core.traits import ImageTraits, ModelTraits
 from sfumato.engine.limits import Limits
 
 
@@ -20,7 +20,7 @@ class EngineInfo(msgspec.Struct, frozen=True, kw_only=True, tag="info"):
 
     name: str
     path: str
-    traits: ModelTraits
+    traits: ModelTraits | ImageTraits
     algorithms: dict[str, list[dict[str, Any]]]
     has_tokenizer: bool
     limits: Limits

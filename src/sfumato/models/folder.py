@@ -49,9 +49,14 @@ class Folder:
 
 
 def embedded_models() -> list[str]:
-    """Return the names of the models inside the package, the default first."""
+    """Return the names of the language models inside the package, the default first."""
     names = sorted(path.parent.name for path in ZOO.glob("*/config.json"))
     return sorted(names, key=lambda name: (name != "sfumato-tiny-sdar", name))
+
+
+def embedded_pipelines() -> list[str]:
+    """Return the names of the image pipelines inside the package."""
+    return sorted(path.parent.name for path in ZOO.glob("*/model_index.json"))
 
 
 def default_models() -> list[str]:
@@ -62,13 +67,13 @@ def default_models() -> list[str]:
 
 def locate(model: str) -> Path:
     """Return the folder of an embedded name, a local path or a hub id (downloaded if it is not cached)."""
-    if model in embedded_models():
+    if model in (*embedded_models(), *embedded_pipelines()):
         return ZOO / model
     path = Path(model).expanduser()
     if path.is_dir():
         return path
     if path.exists() or model.startswith((".", "/", "~")) or model.count("/") != 1:
-        embedded = ", ".join(embedded_models())
+        embedded = ", ".join([*embedded_models(), *embedded_pipelines()])
         raise CheckpointError(
             f"model {model!r}: no such folder, no embedded model ({embedded}) and no hub id (owner/name)"
         )
@@ -96,12 +101,15 @@ def read_folder(model: str, overrides: Overrides | None = None) -> Folder:
         raise CheckpointError(f"{path}: config.json is missing")
     generation = read_json(path / "generation_config.json") or {}
     traits = resolve_traits(config, generation, added_tokens(path), overrides or Overrides())
-    name = (
-        model
-        if model in embedded_models() or ("/" in model and not Path(model).exists())
-        else path.resolve().name
-    )
-    return Folder(name=name, path=path, config=config, generation=generation, traits=traits)
+    return Folder(name=name_of(model), path=path, config=config, generation=generation, traits=traits)
+
+
+def name_of(model: str) -> str:
+    """Return what a model is called to others: its embedded name, its hub id, or its folder's name."""
+    is_embedded = model in (*embedded_models(), *embedded_pipelines())
+    if is_embedded or ("/" in model and not Path(model).exists()):
+        return model
+    return locate(model).resolve().name
 
 
 def read_json(path: Path) -> dict[str, Any] | None:

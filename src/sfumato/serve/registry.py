@@ -41,8 +41,17 @@ class ServedModel:
 
     @property
     def traits(self) -> ModelTraits:
-        """Return what the model declares."""
-        return self.client.info.traits
+        """Return what a language model declares. Raises ApiError for an image model."""
+        traits = self.client.info.traits
+        if isinstance(traits, ModelTraits):
+            return traits
+        raise ApiError(
+            400,
+            f"The model {self.name!r} draws images; ask /v1/images/generations",
+            kind="invalid_request_error",
+            param="model",
+            code="model_not_supported",
+        )
 
     def need_tokenizer(self, field: str) -> Tokenizer:
         """Return the tokenizer. Raises RequestError naming the field that needs it."""

@@ -8,7 +8,7 @@ from typing import assert_never
 import numpy as np
 from numpy.typing import NDArray
 
-from sfumato.core.spec import ScoreSpec, Spec, TextSpec
+from sfumato.core.spec import ImageSpec, ScoreSpec, Spec, TextSpec
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import NotSupported, RequestError
 from sfumato.text.canvas import canvas_length, make_canvas
@@ -63,6 +63,8 @@ class TextDoor:
             case TextSpec():
                 assert not isinstance(replay, ScoreReplay)
                 return self._text(spec, replay)
+            case ImageSpec():
+                raise _no_image()
             case _:
                 assert_never(spec)
 
@@ -92,6 +94,8 @@ class TextDoor:
                 self._score(spec)
             case TextSpec():
                 self._text(spec, None)
+            case ImageSpec():
+                raise _no_image()
             case _:
                 assert_never(spec)
 
@@ -220,3 +224,7 @@ class TextDoor:
                 value=block,
                 limit=self.max_logits_bytes,
             )
+
+
+def _no_image() -> RequestError:
+    return RequestError("this model writes text; an image model draws", field="model")

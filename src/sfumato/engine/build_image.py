@@ -1,0 +1,134 @@
+"""Joins an image pipeline with the loop: the same scheduler, three lanes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from msgspec.structs import replace
+
+from sfumato.cache.pages import PageCache
+from sfumato.config import EngineConfig
+from sfumato.core.messages import Gauges
+from sfumato.core.plan import RowKind
+from sfumato.core.protocols import Inbox, Outbox
+from sfumato.core.request import Request, Status
+from sfumato.core.traits import ImageTraits
+from sfumato.engine.lane import Lane
+from sfumato.engine.limits import Limits
+from sfumato.engine.loop import EngineLoop
+from sfumato.engine.peers import NoPeers
+from sfumato.engine.scheduler import Scheduler
+from sfumato.engine.step_times import UNLIMITED
+from sfumato.engine.sync import Alone
+from sfumato.errors import ConfigError
+from sfumato.image.door import ImageDoor
+from sfumato.image.families.protocol import Family
+from sfumato.image.folder import load_family, read_defaults
+from sfumato.image.runner import DecodeRunner, DenoiseRunner, EncodeRunner
+from sfumato.models.folder import name_of
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedPipeline:
+    """A pipeline in memory with its adapter and traits."""
+
+    config: EngineConfig
+    name: str
+    path: str
+    family: Family
+    traits: ImageTraits
+
+    @property
+    def num_parameters(self) -> int:
+        """Return the parameters of all of its components."""
+        models = [
+            part for part in self.family.pipeline.components.values() if isinstance(part, torch.nn.Module)
+        ]
+        return sum(parameter.numel() for model in models for parameter in model.parameters())
+
+
+def load_pipeline(config: EngineConfig, path: Path, device: str) -> LoadedPipeline:
+    """Load a pipeline as configured. Raises ConfigError or CheckpointError."""
+    _check(config)
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    name = name_of(config.model)
+    family = load_family(path, name=name, dtype=config.dtype, device=device)
+    traits = replace(family.traits(), **read_defaults(path))
+    return LoadedPipeline(config=config, name=name, path=str(path), family=family, traits=traits)
+
+
+def _check(config: EngineConfig) -> None:
+    """Raise ConfigError for what only text models have."""
+    asked = {
+        "--tensor-parallel": config.tensor_parallel > 1,
+        "--data-parallel-attention": config.data_parallel_attention > 1,
+        "--algorithm": config.algorithm is not None,
+        "--block-length": config.block_length is not None,
+        "--page-size": config.page_size is not None,
+        "--role": config.peering.role != "both" or not config.peering.is_alone,
+    }
+    for option, is_asked in asked.items():
+        if is_asked:
+            raise ConfigError(f"{option} is for language models; {config.model} draws images")
+
+
+def build_image_loop(
+    loaded: LoadedPipeline, inbox: Inbox, outbox: Outbox, *, clock: Callable[[], float] = time.monotonic
+) -> tuple[EngineLoop, ImageDoor]:
+    """Join a pipeline with scheduler, lanes and loop."""
+    config, family = loaded.config, loaded.family
+    # Of images, rows and latents are counted; how many tokens a row has says how long it takes.
+    limits: Limits = replace(config.limits, max_step_tokens=UNLIMITED)
+    scheduler = Scheduler(limits, PageCache(1, 1), clock)
+    door = ImageDoor(
+        family,
+        max_latent_bytes=limits.max_latent_bytes,
+        max_rows=limits.max_step_rows,
+        is_deterministic=config.deterministic_rows is not None,
+    )
+    threads = partial(torch.set_num_threads, torch.get_num_threads())
+
+    def lane(runner: EncodeRunner | DenoiseRunner | DecodeRunner, kind: RowKind, depth: int) -> Lane:
+        is_beside = kind is not RowKind.DENOISE
+        return Lane(
+            runner, Alone(), depth=depth, prepare=threads, kinds=frozenset({kind}), is_beside=is_beside
+        )
+
+    lanes = (
+        lane(EncodeRunner(family), RowKind.ENCODE, 1),
+        lane(
+            DenoiseRunner(family, num_rows=config.deterministic_rows),
+            RowKind.DENOISE,
+            int(config.overlap == "on"),
+        ),
+        lane(DecodeRunner(family), RowKind.DECODE, 1),
+    )
+
+    def gauges(live: dict[str, Request]) -> Gauges:
+        running = sum(request.status is not Status.WAITING for request in live.values())
+        return Gauges(
+            waiting=len(live) - running,
+            running=running,
+            pages_free=0,
+            pages_leased=0,
+            pages_cached=0,
+            retractions=scheduler.num_retractions,
+        )
+
+    loop = EngineLoop(
+        inbox=inbox,
+        outbox=outbox,
+        scheduler=scheduler,
+        lanes=lanes,
+        make_work=door,
+        gauges=gauges,
+        handover=NoPeers(),
+        clock=clock,
+    )
+    return loop, door

@@ -1,0 +1,189 @@
+"""An image pipeline in this process: draw, stream, or drive it step by step."""
+
+from __future__ import annotations
+
+import itertools
+from collections import deque
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from sfumato.config import EngineConfig
+from sfumato.core.messages import Abort, FinishReason, Output, Picture, StepStats, Stop, Submit, Turn, Usage
+from sfumato.core.request import Request
+from sfumato.core.spec import ImageSpec
+from sfumato.core.traits import ImageTraits
+from sfumato.engine.build import resolve_device
+from sfumato.engine.build_image import LoadedPipeline, build_image_loop, load_pipeline
+from sfumato.engine.direct import DirectInbox, DirectOutbox
+from sfumato.engine.image_params import ImageParams, make_image_spec
+from sfumato.engine.loop import EngineLoop
+from sfumato.errors import CheckpointError, EngineError, RequestError
+from sfumato.image.door import ImageDoor
+from sfumato.image.folder import find_pipeline
+from sfumato.image.work import ImageWork
+
+_KEPT_STEPS = 10_000
+# Between two looks at what runs beside the steps.
+_WAIT_SECONDS = 0.02
+
+
+@dataclass(slots=True)
+class Drawing:
+    """One finished request: its pictures by index, why it ended and what it cost; the seeds repeat it."""
+
+    pictures: list[Picture] = field(default_factory=list)
+    finish_reason: FinishReason | None = None
+    error: str | None = None
+    usage: Usage = Usage()
+    seeds: tuple[int, ...] = ()
+
+
+class ImageEngine:
+    """Holds one pipeline and its loop; not thread-safe.
+
+    >>> engine = ImageEngine.load("sfumato-tiny-image")
+    >>> engine.draw("a red circle above a green square")[0].pictures
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedPipeline,
+        loop: EngineLoop,
+        door: ImageDoor,
+        inbox: DirectInbox,
+        outbox: DirectOutbox,
+    ) -> None:
+        self._loaded = loaded
+        self._loop = loop
+        self._door = door
+        self._inbox = inbox
+        self._outbox = outbox
+        self._ids = itertools.count()
+        self._pending: set[str] = set()
+        self.steps: deque[StepStats] = deque(maxlen=_KEPT_STEPS)
+
+    @classmethod
+    def load(cls, model: str | EngineConfig, **options: Any) -> ImageEngine:
+        """Load a pipeline by embedded name, folder or hub id; options are `EngineConfig`'s fields."""
+        config = model if isinstance(model, EngineConfig) else EngineConfig(model=model, **options)
+        config.check()
+        path = find_pipeline(config.model)
+        if path is None:
+            raise CheckpointError(f"{config.model} is no pipeline of components: model_index.json is missing")
+        return cls.from_loaded(load_pipeline(config, path, resolve_device(config.device, config.replica)))
+
+    @classmethod
+    def from_loaded(cls, loaded: LoadedPipeline) -> ImageEngine:
+        """Start an engine on a pipeline that is in memory."""
+        inbox, outbox = DirectInbox(), DirectOutbox()
+        loop, door = build_image_loop(loaded, inbox, outbox)
+        return cls(loaded, loop, door, inbox, outbox)
+
+    @property
+    def traits(self) -> ImageTraits:
+        """Return what the pipeline declares."""
+        return self._loaded.traits
+
+    @property
+    def loop(self) -> EngineLoop:
+        """Return the loop, for those who look inside."""
+        return self._loop
+
+    def add_request(
+        self,
+        asked: ImageParams | ImageSpec | ImageWork,
+        *,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> str:
+        """Queue one request for the next step and return its id.
+
+        asked: parameters, a finished spec, or the work of a request that was paused elsewhere. Raises
+        RequestError, also for an id that is active.
+        """
+        request_id = request_id if request_id is not None else f"request-{next(self._ids)}"
+        if request_id in self._loop.live or request_id in self._pending:
+            raise RequestError(
+                f"request id {request_id!r} is already active", field="request_id", value=request_id
+            )
+        if isinstance(asked, ImageWork):
+            self._door.works[request_id] = asked
+            spec = asked.state.spec
+        else:
+            spec = asked if isinstance(asked, ImageSpec) else make_image_spec(asked, self.traits)
+            self._door.check(spec)
+        self._pending.add(request_id)
+        self._inbox.put(Submit(request_id=request_id, spec=spec, priority=priority, timeout=timeout))
+        return request_id
+
+    def abort(self, request_id: str) -> None:
+        """End a request between two steps; an unknown id is ignored."""
+        self._inbox.put(Abort(request_id=request_id))
+
+    def request(self, request_id: str) -> Request | None:
+        """Return a live request."""
+        return self._loop.live.get(request_id)
+
+    @property
+    def has_work(self) -> bool:
+        """Whether a step would do anything."""
+        return bool(self._loop.live or self._pending)
+
+    def step(self) -> list[Turn]:
+        """Run one turn of the loop and return what it brought."""
+        if not self._loop.is_alive:
+            raise EngineError("the engine was closed")
+        wait = self._loop.may_wait()
+        self._loop.turn(wait_seconds=_WAIT_SECONDS if wait is None else min(wait, _WAIT_SECONDS))
+        self._pending.clear()
+        turns = self._outbox.take()
+        for turn in turns:
+            self.steps.extend(turn.steps)
+        return turns
+
+    def draw(
+        self, prompts: str | Sequence[str], params: ImageParams | None = None, **options: Any
+    ) -> list[Drawing]:
+        """Draw prompts together, each as a request of its own; options are `ImageParams`' fields.
+
+        Raises RequestError for the first one that is refused.
+        """
+        texts = [prompts] if isinstance(prompts, str) else list(prompts)
+        drawings: dict[str, Drawing] = {}
+        for text in texts:
+            given = ImageParams(prompt=text, **options) if params is None else params.replaced(prompt=text)
+            spec = make_image_spec(given, self.traits)
+            drawings[self.add_request(spec)] = Drawing(seeds=spec.seeds)
+        for output in self._outputs(set(drawings)):
+            drawing = drawings[output.request_id]
+            drawing.pictures += [picture for picture in output.pictures if not picture.is_preview]
+            drawing.usage, drawing.error = output.usage, output.error
+            drawing.finish_reason = output.finish_reason
+        return list(drawings.values())
+
+    def stream(self, params: ImageParams) -> Iterator[Output]:
+        """Yield progress, previews and the pictures of one request; closing the generator aborts it."""
+        yield from self._outputs({self.add_request(params)})
+
+    def _outputs(self, open_ids: set[str]) -> Iterator[Output]:
+        try:
+            while open_ids:
+                for turn in self.step():
+                    for refusal in turn.refusals:
+                        raise RequestError(refusal.message, field=refusal.field or "request")
+                    for output in turn.outputs:
+                        if output.request_id in open_ids:
+                            if output.finish_reason is not None:
+                                open_ids.discard(output.request_id)
+                            yield output
+        finally:
+            for request_id in open_ids:
+                self.abort(request_id)
+
+    def close(self) -> None:
+        """End every request and the loop."""
+        if self._loop.is_alive:
+            self._inbox.put(Stop(drain=False))
+            self._loop.turn()

@@ -1,0 +1,1 @@
+"""One adapter per model family; everything that differs between them is there."""

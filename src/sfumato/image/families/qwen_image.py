@@ -1,0 +1,145 @@
+"""Qwen-Image: a language model encodes text, lengths mix in one forward, guidance keeps norms."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from sfumato.core.spec import ImageSpec
+from sfumato.errors import RequestError
+from sfumato.image.families.protocol import (
+    Encode,
+    Family,
+    falling_sigmas,
+    packed,
+    pictures,
+    shift_of,
+    stacked,
+    unpacked,
+)
+from sfumato.image.schedule import plan
+from sfumato.image.state import COND, UNCOND, ImageState, Inputs
+
+# As the pipeline, whatever the checkpoint says: 128 latents along an edge.
+_DEFAULT_LATENTS = 128
+
+
+class QwenImage(Family):
+    """Qwen-Image; texts are padded to the longest of a forward and masked."""
+
+    name = "qwen-image"
+    pipeline_classes = ("QwenImagePipeline",)
+    masks_text = True
+    sets_begin_index = True
+    packed_area = 4
+    default_guidance = 1.0
+    default_true_cfg = 4.0
+    fields: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "true_cfg_scale", "max_sequence_length"})
+
+    @property
+    def default_size(self) -> tuple[int, int]:
+        return _DEFAULT_LATENTS * self.vae_scale, _DEFAULT_LATENTS * self.vae_scale
+
+    @property
+    def size_unit(self) -> int:
+        return self.vae_scale * 2
+
+    def check(self, spec: ImageSpec) -> None:
+        """A guidance-distilled checkpoint would need another input."""
+        if self.denoiser.config.guidance_embeds:
+            raise RequestError("this guidance-distilled checkpoint is not supported", field="model")
+
+    def is_guided(self, spec: ImageSpec) -> bool:
+        """True guidance needs a negative prompt, as in the pipeline."""
+        return spec.true_cfg_scale > 1.0 and spec.negative_prompts is not None
+
+    def encode_text(self, text: str, spec: ImageSpec) -> Inputs:
+        embeds, _ = self.pipeline.encode_prompt(
+            [text], device=self.device, max_sequence_length=spec.max_sequence_length
+        )
+        return {"encoder_hidden_states": list(embeds)}
+
+    def unconditional(self, spec: ImageSpec, encode: Encode, cond: Inputs) -> Inputs:
+        assert spec.negative_prompts is not None
+        return stacked([encode(text) for text in spec.negative_prompts])
+
+    def noise_shape(self, spec: ImageSpec) -> tuple[int, ...]:
+        return (1, self.denoiser.config.in_channels // 4, *self._edges(spec))
+
+    def _edges(self, spec: ImageSpec) -> tuple[int, int]:
+        unit = self.vae_scale * 2
+        return 2 * (spec.height // unit), 2 * (spec.width // unit)
+
+    def pack(self, latents: Tensor) -> Tensor:
+        return packed(latents[:, 0])
+
+    def unpack(self, latents: Tensor, spec: ImageSpec) -> Tensor:
+        return unpacked(latents, *self._edges(spec))[:, :, None]
+
+    def plan_schedule(self, scheduler: Any, spec: ImageSpec) -> None:
+        """Sigmas fall evenly, shifted by the number of image tokens."""
+        height, width = self._edges(spec)
+        mu = shift_of(scheduler, (height // 2) * (width // 2))
+        plan(scheduler, spec, sigmas=falling_sigmas(spec.num_inference_steps), mu=mu)
+
+    def branches(self, state: ImageState) -> tuple[str, ...]:
+        return (COND, UNCOND) if UNCOND in state.conditioning else (COND,)
+
+    def times(self, state: ImageState) -> Tensor:
+        return super().times(state) / 1000
+
+    def inputs(self, state: ImageState, branch: str) -> Inputs:
+        height, width = self._edges(state.spec)
+        return {
+            "sample": state.latents,
+            "timestep": self.times(state),
+            "img_shapes": [[(1, height // 2, width // 2)]] * state.num_images,
+            **state.conditioning[branch],
+        }
+
+    def forward(self, inputs: Inputs, expert: str) -> Tensor:
+        text, mask = padded(inputs["encoder_hidden_states"])
+        answer: Tensor = self.denoiser(
+            hidden_states=inputs["sample"].to(self.dtype),
+            timestep=inputs["timestep"].to(self.dtype),
+            encoder_hidden_states_mask=mask,
+            encoder_hidden_states=text,
+            img_shapes=inputs["img_shapes"],
+            return_dict=False,
+        )[0]
+        return answer.float()
+
+    def combine(self, state: ImageState, outputs: dict[str, Tensor]) -> Tensor:
+        """Each token's guided answer keeps the norm of the conditional one."""
+        if UNCOND not in outputs:
+            return outputs[COND]
+        cond, uncond = outputs[COND], outputs[UNCOND]
+        guided = uncond + state.spec.true_cfg_scale * (cond - uncond)
+        norm = torch.norm(cond, dim=-1, keepdim=True)
+        kept: Tensor = guided * (norm / torch.norm(guided, dim=-1, keepdim=True))
+        return kept
+
+    def decode(self, vae: Any, latents: Tensor) -> Tensor:
+        return pictures(vae.decode(whitened(vae, latents).to(vae.dtype), return_dict=False)[0][:, :, 0])
+
+
+def padded(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:
+    """Return [B, T, D] and the mask [B, T] of what is no padding; None where nothing is padded."""
+    lengths = [len(text) for text in texts]
+    longest = max(lengths)
+    if min(lengths) == longest:
+        return torch.stack(list(texts)), None
+    mask = torch.tensor([[1] * length + [0] * (longest - length) for length in lengths])
+    return torch.nn.utils.rnn.pad_sequence(list(texts), batch_first=True), mask.to(texts[0].device)
+
+
+def whitened(vae: Any, latents: Tensor) -> Tensor:
+    """Return latents with the mean and deviation that a video VAE was trained on, per channel."""
+    shape = (1, vae.config.z_dim, 1, 1, 1)
+    mean = torch.tensor(vae.config.latents_mean).view(shape).to(latents)
+    # The reciprocal twice, as the reference rounds.
+    inverse = 1.0 / torch.tensor(vae.config.latents_std).view(shape).to(latents)
+    return latents / inverse + mean
