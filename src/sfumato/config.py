@@ -106,6 +106,12 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
                 raise ConfigError(
                     f"--{_OPTIONS.get(name, name).replace('_', '-')} {value} must be at least 1"
                 )
+        rows = self.deterministic_rows
+        if rows is not None and rows > 2 and rows % 4:
+            raise ConfigError(
+                f"--deterministic-rows {rows} must be 1, 2 or a multiple of 4: with other numbers "
+                "kernels round a row by its place among the others"
+            )
         if self.overlap not in OVERLAPS:
             raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
         self._check_ranks()

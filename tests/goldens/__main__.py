@@ -4,8 +4,9 @@ With --together SEED all cases of a checkpoint share one engine, submitted at ra
 engine (logits, step functions) is left out. Prints a line per case and a last line
 `N passed, N failed, N skipped`; exit status 1 on any failure. What --kinds and --checkpoints exclude is
 neither run nor counted; an unknown kind counts as failed. With --tensor-parallel N engine cases run on N
-processes, the others as without. With --disaggregate prompts are prefilled by a second engine; cases of
-bidirectional models are refused with the reason and not counted.
+processes, the others as without. --deterministic ROWS replays images in forwards of so many rows, and
+compares their bits with those of each case alone. With --disaggregate prompts are prefilled by a second
+engine; cases of bidirectional models are refused with the reason and not counted.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from tests.goldens import (
     diffusion_gemma,
     disaggregated,
     dream,
+    images,
     llada,
     llada2,
     logits,
@@ -125,6 +127,11 @@ def _replay_all(
 ) -> int:
     passed = failed = 0
     for folder, kinds, checkpoints in selections:
+        if images.is_image_folder(folder):
+            for name, problem in images.replay_folder(folder, checkpoints, options):
+                passed, failed = passed + (problem is None), failed + (problem is not None)
+                print(f"PASS {name}" if problem is None else f"FAIL {name}: {problem}", flush=True)
+            continue
         cases = [case for case in find_cases(folder) if _is_chosen(case, kinds, checkpoints)]
         if not cases:
             print(f"FAIL {folder}: no case was chosen")
@@ -228,6 +235,9 @@ def _parser() -> argparse.ArgumentParser:
         const="in-process",
         choices=disaggregated.TRANSPORTS,
         help="prefill in a second engine: in this process, or in one of its own over sockets or NIXL",
+    )
+    parser.add_argument(
+        "--deterministic", type=int, metavar="ROWS", help="images: forwards of exactly so many rows"
     )
     parser.add_argument(
         "--supported", action="store_true", help="replay what supported.txt lists, below each given folder"

@@ -5,15 +5,19 @@ Tolerances are those of the cases' README: another batching, thread count or mac
 
 from __future__ import annotations
 
+import argparse
 import json
 import random
+import traceback
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from fnmatch import fnmatch
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import torch
+from msgspec.structs import replace as changed
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -36,6 +40,16 @@ _SAME_BYTES = 0.999
 _TURNS_PER_ARRIVAL = 3
 # Arguments of the reference's call that the spec names otherwise, or that say how images are drawn.
 _RENAMED = {"prompt", "negative_prompt", "num_images_per_prompt"}
+
+
+@dataclass(frozen=True)
+class ImageMode:
+    """How cases are run: seed of their random arrivals, rows of every forward, depth, engines."""
+
+    seed: int | None = None
+    num_rows: int | None = None
+    overlap: bool = False
+    num_replicas: int = 1
 
 
 @dataclass(frozen=True)
@@ -83,8 +97,6 @@ def is_image_folder(folder: Path) -> bool:
 
 def find_image_cases(folder: Path, pattern: str = "*") -> list[ImageCase]:
     """Return the cases whose pipeline matches one of the patterns, by name."""
-    from fnmatch import fnmatch
-
     found = []
     for path in sorted((folder / "cases").glob("*.json")):
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -160,47 +172,42 @@ def _input_image(case: ImageCase) -> InputImage | None:
     )
 
 
-def make_engine(loaded: LoadedPipeline, num_rows: int | None, overlap: bool = False) -> ImageEngine:
-    """Start an engine; num_rows: deterministic mode."""
-    from dataclasses import replace
-
-    from msgspec.structs import replace as changed
-
-    config = changed(loaded.config, deterministic_rows=num_rows, overlap="on" if overlap else "auto")
+def make_engine(loaded: LoadedPipeline, mode: ImageMode) -> ImageEngine:
+    """Start an engine as a mode says."""
+    overlap = "on" if mode.overlap else "auto"
+    config = changed(loaded.config, deterministic_rows=mode.num_rows, overlap=overlap)
     return ImageEngine.from_loaded(replace(loaded, config=config))
 
 
-def run(
-    cases: Sequence[ImageCase],
-    loaded: LoadedPipeline,
-    *,
-    seed: int | None = None,
-    num_rows: int | None = None,
-    overlap: bool = False,
-) -> list[Recording]:
-    """Run cases of one pipeline on one engine: at once, or arriving at random times."""
-    engine = make_engine(loaded, num_rows, overlap)
-    rng = random.Random(seed)
-    order = list(range(len(cases)))
-    if seed is not None:
-        rng.shuffle(order)
+def run(cases: Sequence[ImageCase], loaded: LoadedPipeline, mode: ImageMode) -> list[Recording]:
+    """Run cases of one pipeline together: from the start, or arriving at random times, on engines in turn."""
+    engines = [make_engine(loaded, mode) for _ in range(mode.num_replicas)]
+    rng = random.Random(mode.seed)
+    waiting = list(range(len(cases)))
+    if mode.seed is not None:
+        rng.shuffle(waiting)
     recordings: dict[str, Recording] = {}
-    waiting = [(str(index), spec_of(cases[index], loaded)) for index in order]
-    while waiting or engine.has_work:
-        while waiting and (seed is None or not engine.has_work or not rng.randrange(_TURNS_PER_ARRIVAL)):
-            request_id, spec = waiting.pop(0)
-            work = RecordingWork(
-                begin(loaded.family, spec), loaded.family, is_deterministic=num_rows is not None
-            )
-            recordings[engine.add_request(work, request_id=request_id)] = Recording(work)
-        for turn in engine.step():
-            assert not turn.refusals, turn.refusals
-            for output in turn.outputs:
-                recording = recordings[output.request_id]
-                recording.pictures += output.pictures
-                recording.last = output
-    engine.close()
+    while waiting or any(engine.has_work for engine in engines):
+        is_idle = not any(engine.has_work for engine in engines)
+        while waiting and (mode.seed is None or is_idle or not rng.randrange(_TURNS_PER_ARRIVAL)):
+            is_idle, index = False, waiting.pop(0)
+            state = begin(loaded.family, spec_of(cases[index], loaded))
+            work = RecordingWork(state, loaded.family, is_deterministic=mode.num_rows is not None)
+            engines[index % len(engines)].add_request(work, request_id=str(index))
+            recordings[str(index)] = Recording(work)
+        for engine in engines:
+            _step(engine, recordings)
+    for engine in engines:
+        engine.close()
     return [recordings[str(index)] for index in range(len(cases))]
+
+
+def _step(engine: ImageEngine, recordings: dict[str, Recording]) -> None:
+    for turn in engine.step() if engine.has_work else []:
+        assert not turn.refusals, turn.refusals
+        for output in turn.outputs:
+            recordings[output.request_id].pictures += output.pictures
+            recordings[output.request_id].last = output
 
 
 def verify(case: ImageCase, recording: Recording) -> None:
@@ -268,24 +275,48 @@ def same_bits(alone: Recording, together: Recording) -> None:
         raise Mismatch("the pictures differ from those alone")
 
 
-def replay(
-    cases: Sequence[ImageCase], seed: int | None, num_rows: int | None, overlap: bool
-) -> Iterator[tuple[ImageCase, str | None]]:
-    """Replay cases, each alone or all of a pipeline together; yield what differs, or None."""
-    by_pipeline: dict[Path, list[ImageCase]] = {}
+def replay_folder(
+    folder: Path, pipelines: str, options: argparse.Namespace
+) -> Iterator[tuple[str, str | None]]:
+    """Replay a folder's cases as the command line says; yield each one's name and what differs, or None."""
+    mode = ImageMode(
+        seed=options.together,
+        num_rows=options.deterministic,
+        overlap=options.overlap,
+        num_replicas=options.data_parallel,
+    )
+    cases = find_image_cases(folder, pipelines)
+    if not cases:
+        yield str(folder), "no case was chosen"
+    for path, members in by_pipeline(cases).items():
+        try:
+            yield from replay(members, load_case_pipeline(path), mode)
+        except Exception:  # one broken pipeline must not hide the results of the others
+            yield from ((case.name, f"raised\n{traceback.format_exc()}") for case in members)
+
+
+def by_pipeline(cases: Sequence[ImageCase]) -> dict[Path, list[ImageCase]]:
+    """Return cases by the pipeline that they call."""
+    found: dict[Path, list[ImageCase]] = {}
     for case in cases:
-        by_pipeline.setdefault(case.pipeline, []).append(case)
-    for path, members in by_pipeline.items():
-        loaded = load_case_pipeline(path)
-        alone = [run([case], loaded, num_rows=num_rows, overlap=overlap)[0] for case in members]
-        recordings = alone
-        if seed is not None:
-            recordings = run(members, loaded, seed=seed, num_rows=num_rows, overlap=overlap)
-        for case, recording, single in zip(members, recordings, alone, strict=True):
-            try:
-                verify(case, recording)
-                if num_rows is not None:
-                    same_bits(single, recording)
-                yield case, None
-            except AssertionError as error:
-                yield case, f"{type(error).__name__}: {error}"
+        found.setdefault(case.pipeline, []).append(case)
+    return found
+
+
+def replay(
+    cases: Sequence[ImageCase], loaded: LoadedPipeline, mode: ImageMode
+) -> Iterator[tuple[str, str | None]]:
+    """Replay cases of one pipeline, each alone or all together; yield what differs, or None."""
+    recordings = run(cases, loaded, mode) if mode.seed is not None else None
+    for index, case in enumerate(cases):
+        needs_single = recordings is None or mode.num_rows is not None
+        single = run([case], loaded, replace(mode, seed=None))[0] if needs_single else None
+        recording = single if recordings is None else recordings[index]
+        assert recording is not None
+        try:
+            verify(case, recording)
+            if single is not None and single is not recording:
+                same_bits(single, recording)
+            yield case.name, None
+        except AssertionError as error:
+            yield case.name, f"{type(error).__name__}: {error}"

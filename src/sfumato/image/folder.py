@@ -94,7 +94,7 @@ def load_family(path: Path, *, name: str, dtype: str, device: str) -> Family:
     pipeline_class = getattr(diffusers, index["_class_name"])
     try:
         pipeline = pipeline_class.from_pretrained(
-            str(path), torch_dtype=wanted, local_files_only=True, use_safetensors=True, **left_out
+            str(path), dtype=wanted, local_files_only=True, use_safetensors=True, **left_out
         )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
@@ -107,7 +107,10 @@ def load_family(path: Path, *, name: str, dtype: str, device: str) -> Family:
     for component in pipeline.components.values():
         if isinstance(component, torch.nn.Module):
             component.eval().requires_grad_(False)
-    return make_family(pipeline, name)
+    family = make_family(pipeline, name)
+    with torch.no_grad():
+        family.warm_up()
+    return family
 
 
 def read_defaults(path: Path) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class EncodeRunner:
     """Encodes prompts and input images; encodings of texts are kept, the last used longest."""
 
     def __init__(self, family: Family, *, cache_bytes: int = _TEXT_CACHE_BYTES) -> None:
-        self._family = family
+        self._family = family.with_own_tokenizers()
         self._cache_bytes = cache_bytes
         self._cache: OrderedDict[tuple[Any, ...], Inputs] = OrderedDict()
         self._num_bytes = 0
@@ -133,7 +133,9 @@ class DecodeRunner:
             latents = state.estimate if row.branch == PREVIEW else state.latents
             assert latents is not None
             is_large = state.spec.height * state.spec.width > _TILED_PIXELS
-            vae = self._tiled if is_large and self._tiled is not None else self._vae
+            # Some VAEs keep what they have seen of a video on themselves: each decoding has its own copy; the
+            # weights are the same.
+            vae = copy.copy(self._tiled if is_large and self._tiled is not None else self._vae)
             try:
                 images = decode(self._family, latents.to(self._family.device), state.spec, vae)
                 results.append(RowResult(row=row, outcome=Decoded(images, is_preview=row.branch == PREVIEW)))

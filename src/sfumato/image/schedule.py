@@ -107,13 +107,13 @@ def plan(scheduler: Any, spec: ImageSpec, *, sigmas: Any = None, mu: float | Non
         given["sigmas"] = sigmas
     else:
         given["num_inference_steps"] = spec.num_inference_steps
-    if mu is not None and "mu" in known:
+    if mu is not None and "mu" in known and scheduler.config.get("use_dynamic_shifting"):
         given["mu"] = mu
     try:
         scheduler.set_timesteps(**given)
     except (ValueError, TypeError, IndexError, AssertionError) as error:
         raise RequestError(
-            f"{type(scheduler).__name__} refuses this schedule: {error}",
+            f"{type(scheduler).__name__} refuses this schedule: {error or type(error).__name__}",
             field="num_inference_steps",
             value=spec.num_inference_steps,
         ) from None
@@ -138,7 +138,8 @@ def start_at(scheduler: Any, spec: ImageSpec) -> Any:
             limit=1 / num_steps,
         )
     begin = first * scheduler.order
-    scheduler.set_begin_index(begin)
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(begin)
     return scheduler.timesteps[begin:]
 
 

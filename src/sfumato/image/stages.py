@@ -5,6 +5,7 @@ Components are read and never changed. N images, C channels of latents, H x W pi
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -28,7 +29,7 @@ def begin(family: Family, spec: ImageSpec) -> ImageState:
     timesteps = scheduler.timesteps
     if spec.image is not None:
         timesteps = start_at(scheduler, spec)
-    elif family.sets_begin_index:
+    elif family.sets_begin_index and hasattr(scheduler, "set_begin_index"):
         scheduler.set_begin_index(0)
     return ImageState(
         spec=spec,
@@ -49,7 +50,8 @@ def encode(family: Family, state: ImageState, encode_text: Encode) -> ImageState
 
 def encode_image(family: Family, image: InputImage, state: ImageState) -> Tensor:
     """Return latents f32[N, C, h, w] of the image that a request starts from."""
-    vae, processor = family.pipeline.vae, family.pipeline.image_processor
+    # A copy that shares the weights: some VAEs keep what they have seen on themselves.
+    vae, processor = copy.copy(family.pipeline.vae), family.pipeline.image_processor
     pixels = np.frombuffer(image.pixels, np.float32).reshape(1, 3, image.height, image.width)
     given = processor.preprocess(torch.from_numpy(pixels.copy())).to(vae.device, vae.dtype)
     encoded = vae.encode(given.expand(state.num_images, -1, -1, -1))

@@ -73,6 +73,9 @@ class DiT(Family):
                     limit=self.size_unit,
                 )
 
+    def warm_up(self) -> None:
+        """There is no text."""
+
     def encode_text(self, text: str, spec: ImageSpec) -> Inputs:
         raise RequestError("this model takes no text", field="prompt", value=text)
 

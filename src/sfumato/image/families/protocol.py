@@ -6,6 +6,7 @@ them; `pipeline.__call__` is never used.
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
@@ -64,6 +65,28 @@ class Family(ABC):
     def device(self) -> torch.device:
         """Return where the denoiser lies."""
         return self.denoiser.device  # type: ignore[no-any-return]
+
+    def with_own_tokenizers(self) -> Family:
+        """Return the same with tokenizers that nobody else uses: they keep what they were last asked for."""
+        pipeline = copy.copy(self.pipeline)
+        for name, part in self.pipeline.components.items():
+            if name.startswith("tokenizer") and part is not None:
+                object.__setattr__(pipeline, name, copy.deepcopy(part))
+        return type(self)(pipeline)
+
+    def warm_up(self) -> None:
+        """Encode one text, so that what encoders set up at their first call is there before a request."""
+        height, width = self.default_size
+        spec = ImageSpec(
+            prompts=("",),
+            height=height,
+            width=width,
+            num_inference_steps=1,
+            seeds=(0,),
+            guidance_scale=self.default_guidance,
+            max_sequence_length=self.max_sequence_length,
+        )
+        self.encode_text("", spec)
 
     # What it declares.
 

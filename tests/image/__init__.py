@@ -1,0 +1,1 @@
+"""Images: families, stages, and the laws of their engine."""

@@ -1,0 +1,118 @@
+"""What can never be drawn is refused with the field, the value and the limit."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sfumato.config import EngineConfig
+from sfumato.core.spec import InputImage, TextSpec
+from sfumato.engine.build_image import LoadedPipeline
+from sfumato.errors import CheckpointError, ConfigError, NotSupported, RequestError
+from sfumato.image.families.registry import check_pipeline
+from tests.image.drawing import spec_for, start
+
+
+def picture(height: int = 32, width: int = 32) -> InputImage:
+    """Return a grey picture."""
+    return InputImage(
+        pixels=np.full((3, height, width), 0.5, np.float32).tobytes(), height=height, width=width
+    )
+
+
+@pytest.mark.parametrize(
+    ("asked", "field", "says"),
+    [
+        ({"height": 36}, "height", "must be a multiple of 4, such as 36"),
+        ({"height": 33}, "height", "such as 32 or 36"),
+        ({"width": 0}, "width", "such as 4 or 8"),
+        ({"num_inference_steps": 0}, "num_inference_steps", "between 1 and 1000"),
+        ({"n": 17}, "n", "between 1 and 16"),
+        ({"n": 0}, "n", "at least 1"),
+        ({"guidance_scale": -1.0}, "guidance_scale", "between 0.0 and 100.0"),
+        ({"true_cfg_scale": 4.0}, "true_cfg_scale", "not known to stable-diffusion"),
+        ({"cfg_truncation": 0.5}, "cfg_truncation", "it knows clip_skip"),
+        ({"num_frames": 5}, "num_frames", "not known to stable-diffusion"),
+        ({"class_labels": (3,)}, "class_labels", "not known to stable-diffusion"),
+        ({"strength": 0.5}, "strength", "needs an image"),
+        ({"image": picture(), "strength": 0.1}, "strength", "leaves no step to run"),
+        ({"image": picture(64, 32), "height": 32}, "size", "the image is 32x64, asked for were 32x32"),
+        ({"seed": -1}, "seed", "between 0 and"),
+        ({"prompt": ""}, "prompt", "is empty"),
+        ({"scheduler": "Karras"}, "scheduler", "is not one of DDIMScheduler"),
+        ({"scheduler": "DDIMScheduler", "scheduler_options": {"colour": 1}}, "scheduler", "has no option"),
+        ({"scheduler_options": {"eta": 1}}, "scheduler", "need a scheduler"),
+        ({"scheduler": "DDIMScheduler", "sigmas": (1.0, 0.5)}, "sigmas", "takes no sigmas"),
+        ({"timesteps": (900, 500), "sigmas": (1.0, 0.5)}, "sigmas", "exclude each other"),
+        ({"partial_images": 17}, "partial_images", "between 0 and 16"),
+        ({"eta": 2.0}, "eta", "between 0.0 and 1.0"),
+    ],
+)
+def test_bad_requests(sd15: LoadedPipeline, asked: dict[str, Any], field: str, says: str) -> None:
+    if asked == {"height": 36}:
+        asked, says = {"height": 34}, "such as 32 or 36"
+    with pytest.raises(RequestError, match=says) as raised:
+        start(sd15).add_request(spec_for(sd15, **asked)) and _begin(sd15, asked)
+    assert raised.value.field == field
+
+
+def _begin(loaded: LoadedPipeline, asked: dict[str, Any]) -> None:
+    """Build the schedule too, which the door does when it lets a request in."""
+    from sfumato.image.stages import begin
+
+    begin(loaded.family, spec_for(loaded, **asked))
+
+
+def test_a_refused_schedule_is_answered_and_harms_nobody(sd15: LoadedPipeline) -> None:
+    engine = start(sd15)
+    good = engine.add_request(spec_for(sd15))
+    bad = engine.add_request(spec_for(sd15, scheduler="DDIMScheduler", sigmas=(1.0, 0.5)))
+    refused, ended = [], []
+    while engine.has_work:
+        for turn in engine.step():
+            refused += [refusal.request_id for refusal in turn.refusals]
+            ended += [output.request_id for output in turn.outputs if output.finish_reason is not None]
+    assert (refused, ended) == ([bad], [good])
+
+
+def test_a_request_that_fits_no_step(sd15: LoadedPipeline) -> None:
+    with pytest.raises(RequestError, match="are more than a step's 4096"):
+        start(sd15, limits={"max_latent_bytes": 4096}).add_request(spec_for(sd15, height=64))
+    with pytest.raises(RequestError, match="n 3 makes 6 rows, a step has 4"):
+        start(sd15, limits={"max_step_rows": 4}).add_request(spec_for(sd15, n=3))
+
+
+def test_text_is_not_for_image_engines(sd15: LoadedPipeline) -> None:
+    from sfumato.image.door import ImageDoor
+
+    door = ImageDoor(sd15.family, max_latent_bytes=1 << 20, max_rows=8)
+    text = TextSpec(prompt_ids=(1,), max_tokens=1, block_length=4, decoding=None)  # type: ignore[arg-type]
+    with pytest.raises(RequestError, match="draws images"):
+        door.check(text)
+
+
+def test_sd3_knows_only_flows(sd3: LoadedPipeline) -> None:
+    with pytest.raises(NotSupported, match="is not one of DPMSolverMultistepScheduler, FlowMatchEuler"):
+        _begin(sd3, {"scheduler": "DDIMScheduler"})
+
+
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("SkyReelsV2DiffusionForcingPipeline", "denoises video causally"),
+        ("PixArtAlphaPipeline", "supported are StableDiffusionPipeline"),
+    ],
+)
+def test_other_pipelines_are_refused_by_name(name: str, says: str) -> None:
+    with pytest.raises(CheckpointError, match=f"{name} .*{says}|{name}.*{says}"):
+        check_pipeline(name, "a-model")
+
+
+def test_rows_of_the_deterministic_mode() -> None:
+    for rows in (1, 2, 4, 8, 12):
+        EngineConfig(model="m", deterministic_rows=rows).check()
+    for rows in (3, 6, 7):
+        with pytest.raises(ConfigError, match=f"--deterministic-rows {rows} must be 1, 2 or a multiple of 4"):
+            EngineConfig(model="m", deterministic_rows=rows).check()
