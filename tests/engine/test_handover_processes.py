@@ -123,7 +123,7 @@ def test_pools_answer_as_one_engine_does(local: Engine, num_prefill: int, transp
             gauges = turns[-1].gauges
             assert gauges is not None
             assert (gauges.running, gauges.waiting, gauges.pages_leased) == (0, 0, 0)
-            with pytest.raises(RequestError, match="role prefill"):
+            with pytest.raises(RequestError, match="works for denoise engines"):
                 await answers(prefills[0], {"x": [1, 2, 3]})
 
     run(serve())
@@ -233,7 +233,8 @@ def test_a_peer_with_another_secret_or_layout_is_refused() -> None:
 @pytest.mark.parametrize(
     ("peering", "words"),
     [
-        (PeerConfig(role="decode"), "--role 'decode' is not one of both, prefill, denoise"),
+        (PeerConfig(role="cook"), "--role 'cook' is not one of both, prefill, encode, denoise, decode"),
+        (PeerConfig(role="decode"), "--role decode needs --listen"),
         (PeerConfig(role="prefill"), "--role prefill needs --listen"),
         (PeerConfig(role="denoise"), "--role denoise needs --peers"),
         (PeerConfig(role="both", peers=("tcp://a:1",)), "needs --role denoise"),

@@ -91,8 +91,8 @@ class DisaggregatedEngine(Engine):
         scheduler = self.loop.scheduler
         plan = scheduler.plan
 
-        def checked(live: dict[str, Request]):  # type: ignore[no-untyped-def]
-            made = plan(live)
+        def checked(live: dict[str, Request], kinds: frozenset[RowKind]):  # type: ignore[no-untyped-def]
+            made = plan(live, kinds)
             for row in made.rows:
                 size = live[row.request_id].standing.block_length
                 is_whole = row.end - row.start >= size

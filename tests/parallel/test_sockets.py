@@ -113,13 +113,22 @@ def test_pages_as_bytes_and_back(dtype: torch.dtype) -> None:
         KVPages(target, SIZE).unpack([1, 2], payload)
 
 
+def hear(capfd: pytest.CaptureFixture[str], words: str) -> None:
+    """Wait until another thread has said something to the operator."""
+    said, end = "", time.monotonic() + 10
+    while words not in said:
+        assert time.monotonic() < end, said
+        time.sleep(0.01)
+        said += capfd.readouterr().err
+
+
 def test_another_secret_is_refused_on_both_sides(make: Make, capfd: pytest.CaptureFixture[str]) -> None:
     prefill = make()
     prefill.listen("127.0.0.1", 0)
     with pytest.raises(PeerRefused, match="wrong shared secret"):
         make(secret=b"other").connect("127.0.0.1", port_of(prefill))
     assert prefill.mailbox.take() == []
-    assert "was refused: wrong shared secret" in capfd.readouterr().err
+    hear(capfd, "was refused: wrong shared secret")
 
 
 @pytest.mark.parametrize(
@@ -170,7 +179,7 @@ def test_an_engine_that_is_not_there_yet_is_waited_for(make: Make, capfd: pytest
         port = taken.getsockname()[1]
     denoise = make()
     denoise.connect("127.0.0.1", port)
-    assert "is not there yet" in capfd.readouterr().err
+    hear(capfd, "is not there yet")
     prefill = make()
     prefill.listen("127.0.0.1", port)
     assert events(denoise, 1)[0].news == LinkUp(prefills=True)
@@ -194,7 +203,7 @@ def test_a_peer_that_goes_is_told_and_looked_for(make: Make, capfd: pytest.Captu
     (again,) = events(denoise, 1)
     assert again.news == LinkUp(prefills=True)
     assert again.link is not up.link
-    assert "has gone" in capfd.readouterr().err
+    hear(capfd, "has gone")
 
 
 def test_a_peer_that_says_nothing_is_silent_until_it_speaks(make: Make) -> None:

@@ -99,7 +99,7 @@ def test_pools_behind_one_front_door(tmp_path: Path, expected: list[list[int]]) 
         assert server.http.get("/health").json()["status"] == "degraded"
         assert server.wait_for("sfumato_running_requests", SDAR, 0)
         end(server, tmp_path)
-    assert "has gone; prompts go elsewhere" in (tmp_path / "stderr.txt").read_text()
+    assert "has gone; its part is done elsewhere" in (tmp_path / "stderr.txt").read_text()
 
 
 @pytest.mark.slow

@@ -1,8 +1,9 @@
-"""What two engines say to each other when one prefills for the other: plain data, and the link as a seam.
+"""What two engines say to each other when one works for the other: plain data, and the link as a seam.
 
 The denoise side owns a request from its arrival to its end. It reserves pages, asks a peer to fill them
 (`Ask`), takes keys and values of whole blocks as they come (`Blocks`, then `Done`) and acknowledges them once
-(`Received`). Whoever wants out says `Cancel`; pages are used again after `Drained`.
+(`Received`). Whoever wants out says `Cancel`; pages are used again after `Drained`. Stages of images hold no
+pages: one is asked for (`StageAsk`), its outcome comes back (`StageDone`) and is acknowledged.
 """
 
 from __future__ import annotations
@@ -14,8 +15,9 @@ from typing import Protocol
 import msgspec
 
 from sfumato.core.messages import TokenLogprob
+from sfumato.core.plan import RowKind, RowResult
 from sfumato.core.request import Request, Work
-from sfumato.core.spec import Spec
+from sfumato.core.spec import ImageSpec, Spec
 
 
 class Layout(msgspec.Struct, frozen=True, kw_only=True):
@@ -131,7 +133,29 @@ class Drained(msgspec.Struct, frozen=True, kw_only=True, tag="drained"):
     handover_id: str
 
 
-PeerMessage = Ask | Blocks | Done | Failed | Received | Cancel | Drained
+class Offer(msgspec.Struct, frozen=True, kw_only=True, tag="offer"):
+    """Sent once by an engine that runs stages of images for others: which kinds of rows."""
+
+    kinds: tuple[RowKind, ...]
+
+
+class StageAsk(msgspec.Struct, frozen=True, kw_only=True, tag="stage"):
+    """Run one row of an image request: kind and branch as in `Row`; what its stage reads comes along."""
+
+    handover_id: str
+    kind: RowKind
+    branch: str
+    spec: ImageSpec
+    priority: int = 0
+
+
+class StageDone(msgspec.Struct, frozen=True, kw_only=True, tag="staged"):
+    """What the stage has made comes along."""
+
+    handover_id: str
+
+
+PeerMessage = Ask | Blocks | Done | Failed | Received | Cancel | Drained | Offer | StageAsk | StageDone
 
 
 class LinkUp(msgspec.Struct, frozen=True, kw_only=True, tag="up"):
@@ -182,8 +206,8 @@ class Link(Protocol):
         """Whether keys and values come in messages alone, so that a refused message writes nothing."""
         ...
 
-    def send(self, message: PeerMessage) -> None:
-        """Queue a message; messages arrive in order."""
+    def send(self, message: PeerMessage, payload: bytes | bytearray | None = None) -> None:
+        """Queue a message and what comes along; messages arrive in order."""
         ...
 
     def push(self, blocks: Blocks, pages: Sequence[int], peer_pages: Sequence[int]) -> None:
@@ -193,7 +217,7 @@ class Link(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class PeerEvent:
-    """Something that a link brought; payload: of `Blocks`, None where it lies in the pages."""
+    """Something that a link brought; payload: what came along, None where it lies in the pages."""
 
     link: Link
     news: PeerMessage | LinkNews
@@ -219,6 +243,10 @@ class Floor(Protocol):
 
     def leave(self, request_id: str) -> None:
         """End a peer's request without an output: it ends elsewhere."""
+        ...
+
+    def advance(self, request: Request, results: list[RowResult]) -> None:
+        """Let a request that was away take the results of rows that a peer ran."""
         ...
 
 

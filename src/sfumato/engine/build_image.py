@@ -13,14 +13,23 @@ from msgspec.structs import replace
 
 from sfumato.cache.pages import PageCache
 from sfumato.config import EngineConfig
+from sfumato.core.handover import Handover
 from sfumato.core.messages import Gauges
 from sfumato.core.plan import RowKind
-from sfumato.core.protocols import Inbox, Outbox
+from sfumato.core.protocols import Inbox, Outbox, WorkFactory
 from sfumato.core.request import Request, Status
 from sfumato.core.traits import ImageTraits
+from sfumato.engine.image_peers import (
+    MakeImageEndpoint,
+    image_layout,
+    join_image_peers,
+    open_image_endpoint,
+)
 from sfumato.engine.lane import Lane
 from sfumato.engine.limits import Limits
 from sfumato.engine.loop import EngineLoop
+from sfumato.engine.peer_config import HELPING
+from sfumato.engine.peering import PeeredInbox, closed_door
 from sfumato.engine.peers import NoPeers
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.step_times import UNLIMITED
@@ -71,7 +80,6 @@ def _check(config: EngineConfig) -> None:
         "--algorithm": config.algorithm is not None,
         "--block-length": config.block_length is not None,
         "--page-size": config.page_size is not None,
-        "--role": config.peering.role != "both" or not config.peering.is_alone,
     }
     for option, is_asked in asked.items():
         if is_asked:
@@ -79,9 +87,17 @@ def _check(config: EngineConfig) -> None:
 
 
 def build_image_loop(
-    loaded: LoadedPipeline, inbox: Inbox, outbox: Outbox, *, clock: Callable[[], float] = time.monotonic
+    loaded: LoadedPipeline,
+    inbox: Inbox,
+    outbox: Outbox,
+    *,
+    make_endpoint: MakeImageEndpoint | None = None,
+    clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, ImageDoor]:
-    """Join a pipeline with scheduler, lanes and loop."""
+    """Join a pipeline with scheduler, lanes, peers and loop.
+
+    make_endpoint: links to engines of this process; else those that the configuration names.
+    """
     config, family = loaded.config, loaded.family
     # Of images, rows and latents are counted; how many tokens a row has says how long it takes.
     limits: Limits = replace(config.limits, max_step_tokens=UNLIMITED)
@@ -119,16 +135,27 @@ def build_image_loop(
             pages_leased=0,
             pages_cached=0,
             retractions=scheduler.num_retractions,
+            arrived=handover.tally().arrived,
+            handovers_failed=handover.tally().failed,
         )
 
+    handover: Handover = NoPeers()
+    make_work: WorkFactory = door
+    layout = image_layout(loaded.name, Path(loaded.path), str(family.dtype), config.peering.transport)
+    endpoint = open_image_endpoint(config.peering, layout, make_endpoint)
+    if endpoint is not None:
+        handover = join_image_peers(config.peering, endpoint, door, clock)
+        scheduler.takes = handover.takes
+        inbox = PeeredInbox(inbox, endpoint.mailbox)
+        make_work = closed_door if config.peering.role in HELPING else door
     loop = EngineLoop(
         inbox=inbox,
         outbox=outbox,
         scheduler=scheduler,
         lanes=lanes,
-        make_work=door,
+        make_work=make_work,
         gauges=gauges,
-        handover=NoPeers(),
+        handover=handover,
         clock=clock,
     )
     return loop, door

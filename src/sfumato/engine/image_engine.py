@@ -17,6 +17,7 @@ from sfumato.engine.build import resolve_device
 from sfumato.engine.build_image import LoadedPipeline, build_image_loop, load_pipeline
 from sfumato.engine.direct import DirectInbox, DirectOutbox
 from sfumato.engine.image_params import ImageParams, make_image_spec
+from sfumato.engine.image_peers import MakeImageEndpoint
 from sfumato.engine.loop import EngineLoop
 from sfumato.errors import CheckpointError, EngineError, RequestError
 from sfumato.image.door import ImageDoor
@@ -74,10 +75,12 @@ class ImageEngine:
         return cls.from_loaded(load_pipeline(config, path, resolve_device(config.device, config.replica)))
 
     @classmethod
-    def from_loaded(cls, loaded: LoadedPipeline) -> ImageEngine:
-        """Start an engine on a pipeline that is in memory."""
+    def from_loaded(
+        cls, loaded: LoadedPipeline, *, make_endpoint: MakeImageEndpoint | None = None
+    ) -> ImageEngine:
+        """Start an engine on a pipeline in memory; make_endpoint: links to engines of this process."""
         inbox, outbox = DirectInbox(), DirectOutbox()
-        loop, door = build_image_loop(loaded, inbox, outbox)
+        loop, door = build_image_loop(loaded, inbox, outbox, make_endpoint=make_endpoint)
         return cls(loaded, loop, door, inbox, outbox)
 
     @property
@@ -187,3 +190,4 @@ class ImageEngine:
         if self._loop.is_alive:
             self._inbox.put(Stop(drain=False))
             self._loop.turn()
+            self._loop.handover.close()

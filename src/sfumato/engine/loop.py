@@ -22,7 +22,7 @@ from sfumato.core.messages import (
     Submit,
     Turn,
 )
-from sfumato.core.plan import StepPlan
+from sfumato.core.plan import RowResult, StepPlan
 from sfumato.core.protocols import Inbox, Outbox, WorkFactory
 from sfumato.core.request import Progress, Request, Status, Work
 from sfumato.engine.lane import Finished, Lane, Outcome
@@ -199,6 +199,12 @@ class EngineLoop:
             request.status = Status.ENDED
             self._release(request)
             self.num_ended += 1
+
+    def advance(self, request: Request, results: list[RowResult]) -> None:
+        """Let a request that was away take the results of rows that a peer ran."""
+        progress = request.work.advance(results)
+        request.status = Status.RUNNING
+        self._take(request, Outcome(progress, request.work.standing(request.id), request.work.usage()))
 
     def _stop(self, *, drain: bool) -> None:
         self._is_draining = True

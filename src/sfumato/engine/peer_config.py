@@ -6,16 +6,19 @@ import msgspec
 
 from sfumato.errors import ConfigError
 
-ROLES = ("both", "prefill", "denoise")
+ROLES = ("both", "prefill", "encode", "denoise", "decode")
+# Roles that work for engines which ask.
+HELPING = ("prefill", "encode", "decode")
 TRANSPORTS = ("sockets", "nixl")
 
 
 class PeerConfig(msgspec.Struct, frozen=True, kw_only=True):
-    """Prefill and denoise apart.
+    """Prefill and denoise apart; of images: encode, denoise and decode.
 
-    role: "both" runs every row; "prefill" only for peers that ask; "denoise" asks peers to prefill.
+    role: "both" runs every row; "prefill", "encode" and "decode" theirs, for peers that ask; "denoise" asks
+    peers.
     listen: tcp://HOST:PORT where peers reach this engine; port 0 takes a free one. peers: addresses of
-    engines that prefill for this one. secret: what both sides know; anybody with another one is refused.
+    engines that work for this one. secret: what both sides know; anybody with another one is refused.
     transport: how keys and values travel. silence_seconds: a peer that was not heard of for so long is not
     waited for. prefill_seconds: a hand-over without progress for so long is given up.
     """
@@ -39,12 +42,12 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--role {self.role!r} is not one of {', '.join(ROLES)}")
         if self.transport not in TRANSPORTS:
             raise ConfigError(f"--peer-transport {self.transport!r} is not one of {', '.join(TRANSPORTS)}")
-        if self.role == "prefill" and self.listen is None:
-            raise ConfigError("--role prefill needs --listen: nobody could ask this engine for anything")
-        if self.role == "prefill" and self.peers:
-            raise ConfigError(f"--role prefill does not go with --peers {','.join(self.peers)}")
+        if self.role in HELPING and self.listen is None:
+            raise ConfigError(f"--role {self.role} needs --listen: nobody could ask this engine for anything")
+        if self.role in HELPING and self.peers:
+            raise ConfigError(f"--role {self.role} does not go with --peers {','.join(self.peers)}")
         if self.role == "denoise" and not self.peers:
-            raise ConfigError("--role denoise needs --peers: engines that prefill for this one")
+            raise ConfigError("--role denoise needs --peers: engines that work for this one")
         if self.role == "denoise" and self.listen is not None:
             raise ConfigError(f"--role denoise does not go with --listen {self.listen}")
         if self.role == "both" and self.peers:

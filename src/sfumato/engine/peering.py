@@ -16,7 +16,7 @@ from sfumato.core.spec import Spec
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.fetching import Fetching
 from sfumato.engine.filling import Filling
-from sfumato.engine.peer_config import PeerConfig, parse_address
+from sfumato.engine.peer_config import HELPING, PeerConfig, parse_address
 from sfumato.engine.peers import PeerHandover
 from sfumato.engine.scheduler import Scheduler
 from sfumato.errors import ConfigError, NotSupported
@@ -83,14 +83,13 @@ class Peering:
 
     def door(self, door: WorkFactory) -> WorkFactory:
         """Return the door for clients: an engine that prefills for peers has none."""
-        return _closed if self.role == "prefill" else door
+        return closed_door if self.role in HELPING else door
 
 
-def _closed(request_id: str, spec: Spec) -> Work:
+def closed_door(request_id: str, spec: Spec) -> Work:
+    """Refuse a client of an engine that works for others. Raises NotSupported."""
     raise NotSupported(
-        "this engine has the role prefill: it works for denoise engines and takes no requests of its own",
-        field="role",
-        value="prefill",
+        "this engine works for denoise engines (--role) and takes no requests of its own", field="role"
     )
 
 
@@ -131,6 +130,8 @@ def open_peering(
     not fit.
     """
     config, traits = loaded.config.peering, loaded.traits
+    if config.role in ("encode", "decode"):
+        raise ConfigError(f"--role {config.role} is for image models; {loaded.config.model} writes text")
     if config.role != "both" and not traits.has_exact_cache:
         raise ConfigError(f"--role {config.role} for {loaded.config.model}: {bidirectional_reason(traits)}")
     if make_endpoint is None and config.is_alone:
@@ -144,9 +145,10 @@ def open_peering(
         page_size=page_size,
         transport=config.transport,
     )
-    endpoint = (
-        make_endpoint(layout, copy) if make_endpoint is not None else _open(config, layout, copy, store)
-    )
+    if make_endpoint is not None:
+        endpoint = make_endpoint(layout, copy)
+    else:
+        endpoint = open_endpoint(config, layout, _carrier(config, copy, store, layout.page_size))
     return Peering(
         role=config.role,
         endpoint=endpoint,
@@ -157,13 +159,11 @@ def open_peering(
     )
 
 
-def _open(config: PeerConfig, layout: Layout, copy: KVPages, store: KVStore) -> Endpoint:
+def open_endpoint(config: PeerConfig, layout: Layout, carrier: Carrier) -> Endpoint:
+    """Listen and connect as configured. Raises ConfigError or PeerRefused."""
     assert config.secret is not None
     endpoint = SocketEndpoint(
-        layout,
-        _carrier(config, copy, store, layout.page_size),
-        secret=config.secret.encode(),
-        silence_seconds=config.silence_seconds,
+        layout, carrier, secret=config.secret.encode(), silence_seconds=config.silence_seconds
     )
     try:
         if config.listen is not None:

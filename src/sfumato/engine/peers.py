@@ -18,8 +18,11 @@ from sfumato.core.handover import (
     LinkLost,
     LinkSilent,
     LinkUp,
+    Offer,
     PeerEvent,
     Received,
+    StageAsk,
+    StageDone,
     Tally,
 )
 from sfumato.core.request import Request
@@ -103,6 +106,9 @@ class PeerHandover:
                 self.filling.accept(event, floor)
             case Blocks() | Done() | Failed() | Drained():
                 self.fetching.accept(event, floor)
+            case Offer() | StageAsk() | StageDone():
+                # Layouts of images and of text never fit, so that nobody on this link says so.
+                pass
             case LinkUp() | LinkLost() | LinkSilent() | LinkHeard():
                 self.fetching.accept(event, floor)
                 self.filling.accept(event, floor)

@@ -1,4 +1,4 @@
-"""Prefill and denoise engines of one model as plain processes: replicas that denoise, and their helpers."""
+"""Engines of one model as plain processes: replicas that denoise, and their helpers."""
 
 from __future__ import annotations
 
@@ -19,42 +19,49 @@ _LISTEN = "tcp://127.0.0.1:0"
 
 @dataclass(frozen=True, slots=True)
 class PoolSizes:
-    """How many processes prefill and how many denoise."""
+    """The roles of the processes that help, and how many denoise."""
 
-    num_prefill: int
+    helper_roles: tuple[str, ...]
     num_denoise: int
 
     @property
     def num_engines(self) -> int:
         """Return how many processes there are."""
-        return self.num_prefill + self.num_denoise
+        return len(self.helper_roles) + self.num_denoise
 
 
 def parse_sizes(text: str) -> PoolSizes:
-    """Return the pools of "2:1". Raises ConfigError."""
-    prefill, _, denoise = text.partition(":")
-    if not (prefill.isdigit() and denoise.isdigit() and int(prefill) and int(denoise)):
-        raise ConfigError(f"--disaggregate {text!r} is not PREFILL:DENOISE, at least 1:1")
-    return PoolSizes(int(prefill), int(denoise))
+    """Return the pools of "2:1", or of "1:2:1" for images. Raises ConfigError."""
+    parts = text.split(":")
+    if len(parts) not in (2, 3) or not all(part.isdigit() and int(part) for part in parts):
+        raise ConfigError(
+            f"--disaggregate {text!r} is not PREFILL:DENOISE from 1:1, nor ENCODE:DENOISE:DECODE for images"
+        )
+    sizes = [int(part) for part in parts]
+    if len(sizes) == 2:
+        return PoolSizes(("prefill",) * sizes[0], sizes[1])
+    return PoolSizes(("encode",) * sizes[0] + ("decode",) * sizes[2], sizes[1])
 
 
 async def start_pools(
-    configs: Sequence[EngineConfig], num_prefill: int, on_loading: LoadingCallback | None = None
+    configs: Sequence[EngineConfig], helper_roles: Sequence[str], on_loading: LoadingCallback | None = None
 ) -> Replicas:
-    """Start the first engines to prefill, then the others to denoise with their help.
+    """Start the first engines with the roles of helpers, then the others to denoise with their help.
 
     Requests go to the denoise engines alone, and their outputs come from there. If one engine fails to start,
     none is left. Raises ConfigError or EngineDied.
     """
     secret = secrets.token_hex(32)
-    prefill = [
-        _with(config, role="prefill", listen=_LISTEN, secret=secret) for config in configs[:num_prefill]
+    helping = [
+        _with(config, role=role, listen=_LISTEN, secret=secret)
+        for config, role in zip(configs, helper_roles, strict=False)
     ]
-    helpers = await _start_all(prefill, on_loading)
+    helpers = await _start_all(helping, on_loading)
     try:
         peers = tuple(str(client.info.peer_address) for client in helpers)
         denoise = [
-            _with(config, role="denoise", peers=peers, secret=secret) for config in configs[num_prefill:]
+            _with(config, role="denoise", peers=peers, secret=secret)
+            for config in configs[len(helper_roles) :]
         ]
         return await Replicas.start(denoise, on_loading, helpers=helpers)
     except BaseException:

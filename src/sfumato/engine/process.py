@@ -167,6 +167,7 @@ def _image_engine(
         page_size=0,
         dtype=str(loaded.family.dtype).removeprefix("torch."),
         device=str(loaded.family.device),
+        peer_address=loop.handover.address,
     )
     return loop, info, lambda: None
 

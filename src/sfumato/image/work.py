@@ -68,11 +68,11 @@ class ImageWork:
     def _rows(self, request_id: str) -> tuple[Row, ...]:
         state = self.state
         if not state.is_encoded:
-            return (self._alone(request_id, RowKind.ENCODE, "encode"),)
+            return (self.alone(request_id, RowKind.ENCODE, "encode"),)
         if state.is_denoised:
-            return (self._alone(request_id, RowKind.DECODE, FINAL),)
+            return (self.alone(request_id, RowKind.DECODE, FINAL),)
         if self._is_preview_due(state.step):
-            return (self._alone(request_id, RowKind.DECODE, PREVIEW),)
+            return (self.alone(request_id, RowKind.DECODE, PREVIEW),)
         cost = self._cost()
         return tuple(
             Row(
@@ -87,7 +87,7 @@ class ImageWork:
             for branch in self._family.branches(state)
         )
 
-    def _alone(self, request_id: str, kind: RowKind, branch: str) -> Row:
+    def alone(self, request_id: str, kind: RowKind, branch: str) -> Row:
         """Return a row that shares its forward with nobody."""
         step = self.state.step
         key = f"{kind} {request_id}"

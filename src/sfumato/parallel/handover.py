@@ -229,9 +229,9 @@ def fingerprint(folder: Path) -> str:
     of the same shapes, differ in some of these bytes.
     """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    for path in sorted(folder.rglob("*.safetensors")):
         size = path.stat().st_size
-        digest.update(f"{path.name} {size}".encode())
+        digest.update(f"{path.relative_to(folder)} {size}".encode())
         with path.open("rb") as file:
             for place in range(_SAMPLES):
                 file.seek(size * place // _SAMPLES)

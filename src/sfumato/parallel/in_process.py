@@ -34,9 +34,9 @@ class InProcessLink:
         """Set the other direction, and where this side's events come in."""
         self._other, self._inbox = other, inbox
 
-    def send(self, message: PeerMessage) -> None:
+    def send(self, message: PeerMessage, payload: bytes | bytearray | None = None) -> None:
         """Put a message into the other's mailbox."""
-        self.deliver(message, None)
+        self.deliver(message, payload)
         if isinstance(message, Done):
             self.notify(Flushed(handover_id=message.handover_id))
 

@@ -60,9 +60,9 @@ class SocketLink:
         self._is_silent = False
         self._writer = threading.Thread(target=self._write, name=f"to {peer}", daemon=True)
 
-    def send(self, message: PeerMessage) -> None:
+    def send(self, message: PeerMessage, payload: bytes | bytearray | None = None) -> None:
         """Queue a message."""
-        self._queue.put((message, None))
+        self._queue.put((message, payload))
 
     def push(self, blocks: Blocks, pages: Sequence[int], peer_pages: Sequence[int]) -> None:
         """Copy or write keys and values now, and queue the message that tells of them."""
@@ -177,9 +177,7 @@ class SocketEndpoint:
         try:
             link = self._dial(host, port)
         except OSError as error:
-            _notice(
-                f"prefill engine tcp://{host}:{port} is not there yet ({error}); prompts are prefilled here"
-            )
+            _notice(f"engine tcp://{host}:{port} is not there yet ({error}); its part is done here")
         self._start(lambda: self._stay_connected(host, port, link), f"{host}:{port}")
 
     def close(self) -> None:
@@ -227,7 +225,7 @@ class SocketEndpoint:
                 was_refused = False
                 self._live(link, prefills=True)
                 if not self._is_closing.is_set():
-                    _notice(f"prefill engine tcp://{host}:{port} has gone; prompts go elsewhere")
+                    _notice(f"engine tcp://{host}:{port} has gone; its part is done elsewhere")
             if self._is_closing.wait(_RETRY_SECONDS):
                 return
             try:
@@ -235,7 +233,7 @@ class SocketEndpoint:
             except PeerRefused as error:
                 link = None
                 if not was_refused:
-                    _notice(f"prefill engine tcp://{host}:{port}: {error}")
+                    _notice(f"engine tcp://{host}:{port}: {error}")
                 was_refused = True
             except OSError:
                 link = None

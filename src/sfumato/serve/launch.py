@@ -27,13 +27,13 @@ ProgressCallback = Callable[[str, Loading], None]
 class Planned:
     """One model to start; name: what clients call it, None for the checkpoint's own name.
 
-    num_prefill: of its engines, how many prefill for the others. shares_weights: the others hold the divided
-    layers together.
+    helper_roles: of its first engines, which work for the others. shares_weights: the others hold the
+    divided layers together.
     """
 
     config: EngineConfig
     name: str | None = None
-    num_prefill: int = 0
+    helper_roles: tuple[str, ...] = ()
     shares_weights: bool = False
 
     def with_peers(self, peering: PeerConfig, pools: PoolSizes | None) -> Planned:
@@ -54,7 +54,7 @@ class Planned:
                 "each rank would hand over its own part of keys and values"
             )
         config = msgspec.structs.replace(config, num_replicas=pools.num_engines)
-        return replace(self, config=config, num_prefill=pools.num_prefill)
+        return replace(self, config=config, helper_roles=pools.helper_roles)
 
     def replicas(self) -> list[EngineConfig]:
         """Return the configuration of each of its engines; CPU threads and given memory are shared out."""
@@ -62,7 +62,7 @@ class Planned:
         num_threads = config.num_threads
         if num_threads is None and count > 1:
             num_threads = len(os.sched_getaffinity(0))
-        size = count - self.num_prefill
+        size = count - len(self.helper_roles)
         if self.shares_weights and size < 2:
             raise ConfigError(f"--data-parallel-attention needs two engines at least that share, not {size}")
         rendezvous = f"127.0.0.1:{_free_port()}" if self.shares_weights else config.rendezvous
@@ -70,7 +70,7 @@ class Planned:
             msgspec.structs.replace(
                 config,
                 replica=replica,
-                rank=replica - self.num_prefill if self._shares(replica) else config.rank,
+                rank=replica - len(self.helper_roles) if self._shares(replica) else config.rank,
                 data_parallel_attention=size if self._shares(replica) else 1,
                 rendezvous=rendezvous,
                 kv_memory=None if config.kv_memory is None else config.kv_memory // count,
@@ -80,7 +80,7 @@ class Planned:
         ]
 
     def _shares(self, replica: int) -> bool:
-        return self.shares_weights and replica >= self.num_prefill
+        return self.shares_weights and replica >= len(self.helper_roles)
 
     @property
     def label(self) -> str:
@@ -145,8 +145,8 @@ async def _start(
     planned: Planned, configs: Sequence[EngineConfig], on_progress: ProgressCallback
 ) -> ServedModel:
     on_loading = lambda loading: on_progress(planned.label, loading)
-    if planned.num_prefill:
-        client = await start_pools(configs, planned.num_prefill, on_loading)
+    if planned.helper_roles:
+        client = await start_pools(configs, planned.helper_roles, on_loading)
     else:
         client = await Replicas.start(configs, on_loading)
     try:
