@@ -128,6 +128,9 @@ def _replay_all(
     passed = failed = 0
     for folder, kinds, checkpoints in selections:
         if images.is_image_folder(folder):
+            if refusal := images.refusal(options):
+                print(f"REFUSED {folder}: {refusal}", flush=True)
+                continue
             for name, problem in images.replay_folder(folder, checkpoints, options):
                 passed, failed = passed + (problem is None), failed + (problem is not None)
                 print(f"PASS {name}" if problem is None else f"FAIL {name}: {problem}", flush=True)

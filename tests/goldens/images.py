@@ -33,6 +33,7 @@ from sfumato.image.families.protocol import Family
 from sfumato.image.stages import begin
 from sfumato.image.state import ImageState
 from sfumato.image.work import ImageWork
+from tests.goldens.images_apart import start_apart
 from tests.goldens.replay import Mismatch
 
 _LATENTS, _IMAGE = 1e-4, 2e-3
@@ -44,12 +45,13 @@ _RENAMED = {"prompt", "negative_prompt", "num_images_per_prompt"}
 
 @dataclass(frozen=True)
 class ImageMode:
-    """How cases are run: seed of their random arrivals, rows of every forward, depth, engines."""
+    """How cases are run: seed of random arrivals, rows of every forward, depth, engines, stages apart."""
 
     seed: int | None = None
     num_rows: int | None = None
     overlap: bool = False
     num_replicas: int = 1
+    transport: str | None = None
 
 
 @dataclass(frozen=True)
@@ -176,7 +178,8 @@ def make_engine(loaded: LoadedPipeline, mode: ImageMode) -> ImageEngine:
     """Start an engine as a mode says."""
     overlap = "on" if mode.overlap else "auto"
     config = changed(loaded.config, deterministic_rows=mode.num_rows, overlap=overlap)
-    return ImageEngine.from_loaded(replace(loaded, config=config))
+    loaded = replace(loaded, config=config)
+    return ImageEngine.from_loaded(loaded) if mode.transport is None else start_apart(loaded, mode.transport)
 
 
 def run(cases: Sequence[ImageCase], loaded: LoadedPipeline, mode: ImageMode) -> list[Recording]:
@@ -275,6 +278,15 @@ def same_bits(alone: Recording, together: Recording) -> None:
         raise Mismatch("the pictures differ from those alone")
 
 
+def refusal(options: argparse.Namespace) -> str | None:
+    """Say why a mode cannot run images, or None."""
+    if options.tensor_parallel != 1:
+        return "--tensor-parallel is for language models: diffusers' models are not divided"
+    if options.disaggregate == "nixl":
+        return "nixl carries keys and values, of which images have none"
+    return None
+
+
 def replay_folder(
     folder: Path, pipelines: str, options: argparse.Namespace
 ) -> Iterator[tuple[str, str | None]]:
@@ -284,6 +296,7 @@ def replay_folder(
         num_rows=options.deterministic,
         overlap=options.overlap,
         num_replicas=options.data_parallel,
+        transport=options.disaggregate,
     )
     cases = find_image_cases(folder, pipelines)
     if not cases:

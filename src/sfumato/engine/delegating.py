@@ -87,6 +87,11 @@ class Delegating:
         # Peers that have failed a request, by its id; it is not asked of them again.
         self._tried: dict[str, list[Link]] = {}
 
+    @property
+    def peers(self) -> tuple[_Peer, ...]:
+        """Return the engines that may be asked."""
+        return tuple(self._peers)
+
     def takes(self, request: Request) -> bool:
         """Whether a running request's next stage can be asked of a peer."""
         if not self._peers or request.status is not Status.RUNNING or request.in_flight or request.is_leaving:
