@@ -104,12 +104,12 @@ def test_the_canvas_is_drawn_as_it_denoises() -> None:
 
 
 def test_sizes_are_read() -> None:
-    assert parse_bytes("512M") == 512 << 20
-    assert parse_bytes("1.5g") == 3 << 29
-    assert parse_bytes("2GiB") == 2 << 30
-    assert parse_bytes(4096) == parse_bytes("4096") == 4096
+    assert parse_bytes("512M", "--kv-memory") == 512 << 20
+    assert parse_bytes("1.5g", "--kv-memory") == 3 << 29
+    assert parse_bytes("2GiB", "--kv-memory") == 2 << 30
+    assert parse_bytes(4096, "--kv-memory") == parse_bytes("4096", "--kv-memory") == 4096
     with pytest.raises(ConfigError):
-        parse_bytes("-1")
+        parse_bytes("-1", "--kv-memory")
 
 
 def test_memory_and_threads_are_shared_out() -> None:

@@ -19,7 +19,7 @@ Priority = Annotated[int, Field(ge=-_INT32_MAX, le=_INT32_MAX)]
 TopK = Annotated[int, Field(ge=-1, le=_INT32_MAX)]
 
 
-def neutral(*values: object) -> AfterValidator:
+def neutral(*values: object, reason: str = "it is not supported by this server") -> AfterValidator:
     """Mark a documented field that changes nothing at null and at these values; any other is refused."""
 
     def check(value: object) -> object:
@@ -28,8 +28,8 @@ def neutral(*values: object) -> AfterValidator:
         accepted = ", ".join(repr(each) for each in (None, *values)).replace("None", "null")
         raise PydanticCustomError(
             "unsupported",
-            "{value} is not supported by this server; leave it out (accepted: {accepted})",
-            {"value": _shorten(value), "accepted": accepted},
+            "{value}: {reason}; leave it out (accepted: {accepted})",
+            {"value": _shorten(value), "reason": reason, "accepted": accepted},
         )
 
     return AfterValidator(check)
