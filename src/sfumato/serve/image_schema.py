@@ -142,8 +142,6 @@ class PictureRequest(DrawingRequest):
     background: Annotated[Any, neutral("auto", "opaque", reason=_NO_PARTS)] = None
     quality: Annotated[Any, neutral("auto", reason=_NO_KNOBS)] = None
     complexity: Annotated[Any, neutral(reason=_NO_KNOBS)] = None
-    # Nothing is moderated here.
-    moderation: Literal["auto", "low"] | None = None
     frame_count: Annotated[Any, neutral(reason=_NO_GIF)] = None
     frame_duration_ms: Annotated[Any, neutral(reason=_NO_GIF)] = None
     svg: Annotated[Any, neutral(reason=_NO_SVG)] = None
@@ -201,6 +199,8 @@ class PictureRequest(DrawingRequest):
 class GenerateRequest(PictureRequest):
     """Body of /v1/images/generations."""
 
+    # Nothing is moderated here.
+    moderation: Literal["auto", "low"] | None = None
     style: Annotated[Any, neutral(reason=_NO_KNOBS)] = None
 
 

@@ -20,7 +20,7 @@ from sfumato.serve.image_fields import size_text
 from sfumato.serve.image_files import ImageFiles
 from sfumato.serve.image_schema import EditRequest, GenerateRequest, PictureRequest
 from sfumato.serve.metrics import Metrics
-from sfumato.serve.pictures import decode_upload, encode_picture
+from sfumato.serve.pictures import decode_upload, encode_picture, load_pillow
 from sfumato.serve.provenance import request_of
 from sfumato.serve.registry import Registry, ServedModel
 from sfumato.serve.streams import CLIENT_GONE, ClientGone, EventStream, json_response, until_gone
@@ -46,8 +46,6 @@ async def edit(request: Request) -> Response:
     """Draw pictures from a picture and a prompt."""
     form = await read_form(request, EditRequest.texts)
     images = form.files.pop("image", [])
-    # What is left has no meaning as a file; the schema says so by name.
-    form.fields |= dict.fromkeys(form.files, "a file")
     body = form.parse(EditRequest)
     body.check_answer()
     model = find_drawer(request, body.model, "image")
@@ -173,6 +171,8 @@ async def _respond(
     request: Request, body: PictureRequest, model: ServedModel, params: ImageParams, kind: str
 ) -> Response:
     """Start a call and answer it, as events or at once; a client that left ends it."""
+    # What is missing is said now, not when the pictures are drawn.
+    load_pillow()
     call = DrawCall.of(
         model,
         params,

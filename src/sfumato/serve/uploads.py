@@ -62,11 +62,14 @@ class Form:
     files: dict[str, list[UploadFile]] = field(default_factory=dict)
 
     def parse(self, body: type[_Body]) -> _Body:
-        """Return the fields as a body. Raises RequestValidationError."""
-        return validated(body, self.fields)
+        """Return the fields as a body; a file that is left has no meaning, which the body says by name.
+
+        Raises RequestValidationError.
+        """
+        return _validated(body, self.fields | dict.fromkeys(self.files, "a file"))
 
 
-def validated(body: type[_Body], content: object) -> _Body:
+def _validated(body: type[_Body], content: object) -> _Body:
     """Return a parsed body. Raises RequestValidationError, whose answers are those of FastAPI's own."""
     try:
         return body.model_validate(content)
@@ -74,8 +77,18 @@ def validated(body: type[_Body], content: object) -> _Body:
         raise RequestValidationError(error.errors()) from error
 
 
-def is_form(request: Request) -> bool:
-    """Whether a body comes as a form with files."""
+async def read_body(request: Request, body: type[_Body]) -> _Body:
+    """Return a body that comes as JSON or as a form. Raises ApiError or RequestValidationError."""
+    if _is_form(request):
+        return (await read_form(request, body.texts)).parse(body)
+    try:
+        content = json.loads(await request.body())
+    except ValueError as error:
+        raise bad_request(f"the body is not valid JSON: {error}", None, "invalid_json") from error
+    return _validated(body, content)
+
+
+def _is_form(request: Request) -> bool:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower() == _FORM
 
 
@@ -84,7 +97,7 @@ async def read_form(request: Request, texts: frozenset[str]) -> Form:
 
     Raises ApiError for another kind of body.
     """
-    if not is_form(request):
+    if not _is_form(request):
         raise bad_request(f"the body must be sent as Content-Type: {_FORM}", None)
     try:
         parts = (await request.form()).multi_items()
