@@ -107,13 +107,22 @@ class DrawingRequest(BaseModel):
 def check_size(size: tuple[int, int], traits: ImageTraits) -> tuple[int, int]:
     """Return a size that the family can do. Raises RequestError with those that it can."""
     unit = traits.size_unit
+    default = (traits.default_width, traits.default_height)
+    if traits.num_classes and size != default:
+        # Its position embeddings are those of one size.
+        raise RequestError(
+            f"size {size_text(*size)}: this model draws {size_text(*default)} only",
+            field="size",
+            value=size_text(*size),
+            limit=size_text(*default),
+        )
     if all(side % unit == 0 for side in size):
         return size
     near = [max(unit, side // unit * unit) for side in size]
     raise RequestError(
         f"size {size_text(*size)}: this model draws sides that are multiples of {unit}, such as "
         f"{size_text(*near)}, {size_text(near[0] + unit, near[1] + unit)} or its default "
-        f"{size_text(traits.default_width, traits.default_height)}",
+        f"{size_text(*default)}",
         field="size",
         value=size_text(*size),
         limit=unit,
