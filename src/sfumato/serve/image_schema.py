@@ -189,8 +189,9 @@ class PictureRequest(DrawingRequest):
                 if getattr(self, name):
                     raise bad_request(f"{name} needs stream: true", name)
             return
-        if max(self.n or 1, len(self.class_labels or ())) > 1:
-            raise bad_request(f"n is {self.n}: a stream carries one picture; send n requests", "n")
+        num_pictures = max(self.n or 1, len(self.class_labels or ()))
+        if num_pictures > 1:
+            raise bad_request(f"n is {num_pictures}: a stream carries one picture; send n requests", "n")
         if self.response_format == "url":
             raise bad_request("a stream carries its pictures as b64_json, never as url", "response_format")
 

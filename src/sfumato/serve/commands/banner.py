@@ -15,6 +15,7 @@ from sfumato.serve.settings import ServerSettings
 _EXAMPLES: dict[str, tuple[str, dict[str, Any]]] = {
     "text": ("chat/completions", {"messages": [{"role": "user", "content": "Mia, 34, nurse in Oslo"}]}),
     "image": ("images/generations", {"prompt": "a red circle above a green square"}),
+    "class": ("images/generations", {"class_labels": [1]}),
     "video": ("videos", {"prompt": "a red circle that rises", "num_frames": 17}),
 }
 
@@ -51,6 +52,8 @@ def _choices(traits: ModelTraits | ImageTraits) -> str:
 
 
 def _example(address: str, model: ServedModel, key: str) -> str:
-    path, body = _EXAMPLES[model.makes]
+    traits = model.client.info.traits
+    draws_classes = isinstance(traits, ImageTraits) and traits.num_classes > 0
+    path, body = _EXAMPLES["class" if draws_classes else model.makes]
     content = json.dumps({"model": model.name, **body})
     return f"  curl {address}/v1/{path}{key} -H 'Content-Type: application/json' -d '{content}'"
