@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import json
 import typing
 from http.client import HTTPConnection
 from typing import Any
@@ -119,6 +120,19 @@ def test_neutral_values_are_legal(drawing: Server) -> None:
         ({"scheduler": "DDIMScheduler"}, "scheduler"),
         ({"scheduler": {"name": "FlowMatchEulerDiscreteScheduler", "options": {"x": 1}}}, "scheduler"),
         ({"scheduler": {"options": {}}}, "scheduler.name"),
+        ({"model": SD15, "scheduler": {"name": "DDIMScheduler", "options": {"beta_start": -1}}}, "scheduler"),
+        (
+            {"model": SD15, "scheduler": {"name": "PNDMScheduler", "options": {"trained_betas": 0}}},
+            "scheduler",
+        ),
+        (
+            {"scheduler": {"name": "UniPCMultistepScheduler", "options": {"solver_order": 1 << 30}}},
+            "scheduler.options",
+        ),
+        ({"scheduler": "\ud800"}, "scheduler.name"),
+        ({"prompt": "\ud800"}, "prompt"),
+        ({"model": "\ud800"}, "model"),
+        ({"timesteps": [1 << 70]}, "timesteps[0]"),
         ({"sigmas": [0.5, "x"]}, "sigmas[1]"),
         ({"sigmas": [1.0], "timesteps": [5]}, "sigmas"),
         ({"strength": 0.5}, "strength"),
@@ -143,7 +157,12 @@ def test_wrong_values_name_the_field(drawing: Server, fields: dict[str, Any], pa
 
 
 def refused(drawing: Server, fields: dict[str, Any], *, param: str) -> str:
-    answer = drawing.http.post("/v1/images/generations", json=BODY | fields)
+    # The body is written with escapes, so that halves of characters reach the server.
+    answer = drawing.http.post(
+        "/v1/images/generations",
+        content=json.dumps(BODY | fields),
+        headers={"Content-Type": "application/json"},
+    )
     assert answer.status_code in (400, 404), answer.text
     error = answer.json()["error"]
     assert error["param"] == param, error

@@ -107,7 +107,7 @@ def is_token_ids(value: object) -> bool:
 TokenIds = Annotated[Any, BeforeValidator(_token_ids)]
 
 
-def _whole(text: str) -> str:
+def whole(text: str) -> str:
     """Return a text unless it holds half a character, which JSON can write and no tokenizer can read."""
     try:
         text.encode()
@@ -124,7 +124,7 @@ def _prompts(value: object) -> object:
         if is_token_ids(value):
             return [value]
         if all(isinstance(each, str) for each in value):
-            return [_whole(each) for each in value]
+            return [whole(each) for each in value]
         if all(is_token_ids(each) for each in value):
             return value
     raise ValueError(
@@ -138,7 +138,7 @@ Prompts = Annotated[Any, BeforeValidator(_prompts)]
 def _one_prompt(value: object) -> object:
     """One text or one list of token ids."""
     if isinstance(value, str):
-        return _whole(value)
+        return whole(value)
     if is_token_ids(value):
         return value
     raise ValueError("expected a string or a list of token ids")

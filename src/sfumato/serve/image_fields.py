@@ -5,9 +5,10 @@ from __future__ import annotations
 import re
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 
-from sfumato.serve.fields import INT64_MAX, Parameters
+from sfumato.core.spec import ParameterValue
+from sfumato.serve.fields import INT64_MAX, Parameters, whole
 
 # More is refused before anything is made of it; the engine has limits of its own.
 _MAX_TOGETHER = 128
@@ -15,14 +16,17 @@ _MAX_STEPS = 1000
 # OpenAI's limit.
 _MAX_PROMPT = 32_000
 _MAX_SIDE = 1 << 16
+# Ten times the training steps of the published schedulers.
+_MAX_OPTION = 10_000
 
-Text = Annotated[str, Field(max_length=_MAX_PROMPT)]
+Text = Annotated[str, Field(max_length=_MAX_PROMPT), AfterValidator(whole)]
 Number = Annotated[int, Field(ge=1, le=_MAX_TOGETHER)]
 ImageSeed = Annotated[int, Field(ge=0, le=INT64_MAX - _MAX_TOGETHER)]
 Sigmas = Annotated[list[float], Field(max_length=_MAX_STEPS)]
-Timesteps = Annotated[list[int], Field(max_length=_MAX_STEPS)]
-Labels = Annotated[list[int], Field(max_length=_MAX_TOGETHER)]
-Pair = Annotated[list[int], Field(min_length=2, max_length=2)]
+_Small = Annotated[int, Field(ge=0, le=1 << 20)]
+Timesteps = Annotated[list[_Small], Field(max_length=_MAX_STEPS)]
+Labels = Annotated[list[_Small], Field(max_length=_MAX_TOGETHER)]
+Pair = Annotated[list[_Small], Field(min_length=2, max_length=2)]
 Timeout = Annotated[float, Field(gt=0, le=1e9)]
 
 
@@ -42,13 +46,24 @@ def _size(value: object) -> object:
 Size = Annotated[Any, BeforeValidator(_size)]
 
 
+def _options(value: dict[str, ParameterValue] | None) -> dict[str, ParameterValue] | None:
+    """Refuse numbers that would make a scheduler plan for more steps than memory holds."""
+    for name, option in (value or {}).items():
+        whole(name)
+        if isinstance(option, str):
+            whole(option)
+        elif isinstance(option, int | float) and not abs(option) <= _MAX_OPTION:
+            raise ValueError(f"{name} must be between -{_MAX_OPTION} and {_MAX_OPTION}")
+    return value
+
+
 class SchedulerChoice(BaseModel):
     """A timestep scheduler by name, with options."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    name: str
-    options: Parameters = None
+    name: Annotated[str, AfterValidator(whole)]
+    options: Annotated[Parameters, AfterValidator(_options)] = None
 
 
 def _scheduler(value: object) -> object:
