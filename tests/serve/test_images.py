@@ -183,6 +183,10 @@ def test_a_picture_is_edited(artist: OpenAI) -> None:
     other = edit(size="16x16", n=2, extra_body=ours | {"sigmas": [1.0, 0.5], "negative_prompt": "7"})
     assert [opened(entry.b64_json).size for entry in other.data] == [(16, 16)] * 2
     assert (read_request(base64.b64decode(other.data[0].b64_json)) or {})["scheduler"] == ours["scheduler"]
+    listed: Any = [("start.png", png(), "image/png")]
+    ours = {"num_inference_steps": 4, "seed": 7, "strength": 0.25}
+    again = artist.images.edit(model=SD3, prompt=PROMPT, image=listed, extra_body=ours)
+    assert opened((again.data or [])[0].b64_json).tobytes() == little.tobytes()
     with edit(stream=True, partial_images=1, extra_body={"strength": 1.0}) as stream:
         events: list[Any] = list(stream)
     assert [type(event).__name__ for event in events] == [

@@ -129,8 +129,8 @@ MaxLatentBytes = Annotated[
 DeterministicRows = Annotated[
     int | None,
     typer.Option(
-        help="Every forward over images has exactly so many rows: the same picture to the last bit, "
-        "whatever else is drawn.",
+        help="Every forward over images has exactly so many rows, 1, 2 or a multiple of 4: the same picture "
+        "to the last bit, whatever else is drawn.",
         rich_help_panel=_IMAGES,
         show_default="off",
     ),
