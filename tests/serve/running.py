@@ -16,6 +16,11 @@ import httpx
 from openai import OpenAI
 
 SDAR, LLADA, BARE = "sfumato-tiny-sdar", "sfumato-tiny-llada", "bare"
+SD15, SD3, WAN = "sd15-tiny", "sd3-tiny", "wan-tiny"
+PIPELINES = {
+    name: Path(__file__).resolve().parent.parent / "data" / "goldens" / "images" / "pipelines" / name
+    for name in (SD15, SD3, WAN)
+}
 KEY = "secret-of-the-tests"
 START_SECONDS, END_SECONDS = 90.0, 20.0
 

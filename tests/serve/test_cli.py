@@ -33,6 +33,9 @@ from sfumato.text.tokenizer import Tokenizer
         (["serve", "--algorithm-parameters", "{}", "--config", "nowhere.yaml"], "nowhere.yaml", 1),
         (["serve", "a", "b", "--served-model-name", "c"], "--served-model-name", 1),
         (["serve", "--log-level", "loud"], "--log-level", 1),
+        (["serve", "--max-latent-bytes", "much"], "--max-latent-bytes", 1),
+        (["serve", "--max-step-rows", "0"], "--max-step-rows", 1),
+        (["serve", "--deterministic-rows", "0"], "--deterministic-rows", 1),
         (["generate", "hi", "--model", "no-such-model"], "no-such-model", 1),
         (["generate", "hi", "--algorithm", "guess"], "guess", 1),
         (["generate", ""], "prompt", 1),
@@ -51,8 +54,9 @@ def test_every_user_error_is_one_line(
 
 def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
     for arguments, words in (
-        ([], ("serve", "generate", "chat", "models")),
+        ([], ("serve", "generate", "generate-image", "chat", "models")),
         (["serve", "--help"], ("OpenAI API", "--kv-memory", "--served-model-name", "Ctrl-C")),
+        (["generate-image", "--help"], ("--steps", "--scheduler", "--seed", "--output", "--repeat")),
         (["generate", "--help"], ("--max-tokens", "--algorithm", "pipe")),
         (["chat", "--help"], ("/reset",)),
     ):
@@ -65,7 +69,14 @@ def test_help_teaches(capsys: pytest.CaptureFixture[str]) -> None:
 def test_models_lists_what_there_is(capsys: pytest.CaptureFixture[str]) -> None:
     assert run(["models"]) == 0
     shown = capsys.readouterr().out
-    for word in ("LLaDAModelLM", "SDARForCausalLM", "sfumato-tiny-sdar", "low_confidence", "threshold"):
+    for word in (
+        "LLaDAModelLM",
+        "SDARForCausalLM",
+        "StableDiffusion3Pipeline",
+        "sfumato-tiny-sdar",
+        "low_confidence",
+        "threshold",
+    ):
         assert word in shown
 
 
@@ -104,12 +115,12 @@ def test_the_canvas_is_drawn_as_it_denoises() -> None:
 
 
 def test_sizes_are_read() -> None:
-    assert parse_bytes("512M") == 512 << 20
-    assert parse_bytes("1.5g") == 3 << 29
-    assert parse_bytes("2GiB") == 2 << 30
-    assert parse_bytes(4096) == parse_bytes("4096") == 4096
+    assert parse_bytes("512M", "--kv-memory") == 512 << 20
+    assert parse_bytes("1.5g", "--kv-memory") == 3 << 29
+    assert parse_bytes("2GiB", "--kv-memory") == 2 << 30
+    assert parse_bytes(4096, "--kv-memory") == parse_bytes("4096", "--kv-memory") == 4096
     with pytest.raises(ConfigError):
-        parse_bytes("-1")
+        parse_bytes("-1", "--kv-memory")
 
 
 def test_memory_and_threads_are_shared_out() -> None:
@@ -134,6 +145,9 @@ def test_a_file_sets_each_model(tmp_path: Path) -> None:
         "    algorithm-parameters: {threshold: 0.8}\n"
         "    kv-memory: 16M\n"
         "    max-running-requests: 3\n"
+        "    max-step-rows: 8\n"
+        "    max-latent-bytes: 1G\n"
+        "    deterministic-rows: 4\n"
         "  sfumato-tiny-llada:\n"
     )
     settings = read_settings(path)
@@ -144,6 +158,8 @@ def test_a_file_sets_each_model(tmp_path: Path) -> None:
     assert (sdar.config.algorithm, sdar.config.parameters) == ("low_confidence", {"threshold": 0.8})
     assert sdar.config.kv_memory == 16 << 20
     assert sdar.config.limits.max_running_requests == 3
+    assert (sdar.config.limits.max_step_rows, sdar.config.limits.max_latent_bytes) == (8, 1 << 30)
+    assert sdar.config.deterministic_rows == 4
     llada = settings["sfumato-tiny-llada"].over(general).planned("sfumato-tiny-llada")
     assert (llada.config.algorithm, llada.config.parameters) == ("sdar", {"denoising_steps": 4})
 

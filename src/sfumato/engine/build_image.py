@@ -72,6 +72,19 @@ def load_pipeline(config: EngineConfig, path: Path, device: str) -> LoadedPipeli
     return LoadedPipeline(config=config, name=name, path=str(path), family=family, traits=traits)
 
 
+def hide_progress_bars() -> None:
+    """Keep diffusers and transformers from drawing bars on standard error while they load."""
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    try:
+        from diffusers.utils.logging import disable_progress_bar
+    except ImportError:
+        # Loading says what to install.
+        return
+    disable_progress_bar()
+
+
 def _check(config: EngineConfig) -> None:
     """Raise ConfigError for what only text models have."""
     asked = {

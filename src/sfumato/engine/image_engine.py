@@ -89,6 +89,11 @@ class ImageEngine:
         return self._loaded.traits
 
     @property
+    def name(self) -> str:
+        """Return what the pipeline is called to others: no folder of this machine."""
+        return self._loaded.name
+
+    @property
     def loop(self) -> EngineLoop:
         """Return the loop, for those who look inside."""
         return self._loop

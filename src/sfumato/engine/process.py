@@ -151,8 +151,9 @@ def _image_engine(
 ) -> tuple[EngineLoop, EngineInfo, Callable[[], None]]:
     """Return an image pipeline's loop, what it says of itself, and what ends it."""
     from sfumato.engine.build import resolve_device
-    from sfumato.engine.build_image import build_image_loop, load_pipeline
+    from sfumato.engine.build_image import build_image_loop, hide_progress_bars, load_pipeline
 
+    hide_progress_bars()
     loaded = load_pipeline(config, path, resolve_device(config.device, config.replica))
     loop, _ = build_image_loop(loaded, SocketInbox(inbox), SocketOutbox(outbox))
     info = EngineInfo(

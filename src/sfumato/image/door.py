@@ -8,6 +8,7 @@ from sfumato.core.spec import ImageSpec, Spec
 from sfumato.errors import NotSupported, RequestError
 from sfumato.image.families.protocol import Family, multiple_of
 from sfumato.image.stages import begin
+from sfumato.image.state import ImageState
 from sfumato.image.work import ImageWork
 
 MAX_IMAGES = 16
@@ -56,7 +57,21 @@ class ImageDoor:
         if not isinstance(spec, ImageSpec):
             raise RequestError("this model draws images; ask it for one", field="model")
         self.check(spec)
-        return ImageWork(begin(self.family, spec), self.family, is_deterministic=self.is_deterministic)
+        return ImageWork(self._begun(spec), self.family, is_deterministic=self.is_deterministic)
+
+    def _begun(self, spec: ImageSpec) -> ImageState:
+        """Plan the schedule; a wrong option makes diffusers' classes raise whatever comes."""
+        try:
+            return begin(self.family, spec)
+        except RequestError:
+            raise
+        except Exception as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise RequestError(
+                f"the timestep scheduler refuses what is asked: {reason}",
+                field="scheduler",
+                value=spec.timestep_scheduler,
+            ) from error
 
     def check(self, spec: Spec) -> None:
         """Raise RequestError for what can never be drawn."""

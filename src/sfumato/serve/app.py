@@ -6,11 +6,25 @@ from fastapi import Depends, FastAPI
 
 import sfumato
 from sfumato.core.messages import Turn
-from sfumato.serve import chat, completions, errors, health, metrics, models, scoring, tokens
+from sfumato.serve import (
+    chat,
+    completions,
+    errors,
+    health,
+    images,
+    metrics,
+    models,
+    scoring,
+    tokens,
+    videos,
+)
 from sfumato.serve.auth import check_key
+from sfumato.serve.image_files import ImageFiles
 from sfumato.serve.metrics import Metrics
 from sfumato.serve.registry import Registry, ServedModel
 from sfumato.serve.settings import ServerSettings
+from sfumato.serve.uploads import BodyLimit
+from sfumato.serve.video_jobs import VideoJobs
 
 
 def create_app(registry: Registry, settings: ServerSettings) -> FastAPI:
@@ -19,13 +33,16 @@ def create_app(registry: Registry, settings: ServerSettings) -> FastAPI:
     app.state.registry = registry
     app.state.settings = settings
     app.state.metrics = Metrics()
+    app.state.image_files = ImageFiles()
+    app.state.video_jobs = VideoJobs()
     for model in registry.models.values():
         _watch(model, app.state.metrics)
     locked = [Depends(check_key)]
-    for family in (models, chat, completions, scoring, tokens):
+    for family in (models, chat, completions, scoring, tokens, images, videos):
         app.include_router(family.router, dependencies=locked)
-    for family in (health, metrics):
-        app.include_router(family.router)
+    for router in (health.router, metrics.router, images.open_router):
+        app.include_router(router)
+    app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)
     errors.install(app)
     return app
 

@@ -10,7 +10,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from sfumato.errors import EngineError, RequestError
+from sfumato.errors import ConfigError, EngineError, RequestError
 
 
 class ApiError(Exception):
@@ -73,6 +73,9 @@ def as_api_error(error: Exception) -> ApiError:
             return bad_request(str(error), error.field)
         case EngineError():
             return unavailable(str(error))
+        case ConfigError():
+            # Something is not installed; the message says what.
+            return failed(str(error))
         case _:
             return failed("internal error")
 
@@ -92,7 +95,9 @@ def field_path(loc: Sequence[Any]) -> str:
 def validation_error(error: RequestValidationError) -> ApiError:
     """Name the first field of a body that does not fit."""
     first = error.errors()[0]
-    loc = [part for part in first["loc"] if part != "body"]
+    loc = list(first["loc"])
+    if loc and loc[0] in ("body", "query"):
+        del loc[0]
     if first["type"] == "json_invalid":
         return bad_request(f"the body is not valid JSON: {first['ctx']['error']}", None, "invalid_json")
     path = field_path(loc) or None
@@ -130,6 +135,7 @@ def install(app: FastAPI) -> None:
     app.add_exception_handler(ApiError, on_api_error)
     app.add_exception_handler(RequestError, on_api_error)
     app.add_exception_handler(EngineError, on_api_error)
+    app.add_exception_handler(ConfigError, on_api_error)
     app.add_exception_handler(RequestValidationError, on_validation)
     app.add_exception_handler(HTTPException, on_http)
     app.add_exception_handler(Exception, on_api_error)

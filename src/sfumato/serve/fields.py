@@ -19,7 +19,7 @@ Priority = Annotated[int, Field(ge=-_INT32_MAX, le=_INT32_MAX)]
 TopK = Annotated[int, Field(ge=-1, le=_INT32_MAX)]
 
 
-def neutral(*values: object) -> AfterValidator:
+def neutral(*values: object, reason: str = "it is not supported by this server") -> AfterValidator:
     """Mark a documented field that changes nothing at null and at these values; any other is refused."""
 
     def check(value: object) -> object:
@@ -28,8 +28,8 @@ def neutral(*values: object) -> AfterValidator:
         accepted = ", ".join(repr(each) for each in (None, *values)).replace("None", "null")
         raise PydanticCustomError(
             "unsupported",
-            "{value} is not supported by this server; leave it out (accepted: {accepted})",
-            {"value": _shorten(value), "accepted": accepted},
+            "{value}: {reason}; leave it out (accepted: {accepted})",
+            {"value": _shorten(value), "reason": reason, "accepted": accepted},
         )
 
     return AfterValidator(check)
@@ -107,7 +107,7 @@ def is_token_ids(value: object) -> bool:
 TokenIds = Annotated[Any, BeforeValidator(_token_ids)]
 
 
-def _whole(text: str) -> str:
+def whole(text: str) -> str:
     """Return a text unless it holds half a character, which JSON can write and no tokenizer can read."""
     try:
         text.encode()
@@ -124,7 +124,7 @@ def _prompts(value: object) -> object:
         if is_token_ids(value):
             return [value]
         if all(isinstance(each, str) for each in value):
-            return [_whole(each) for each in value]
+            return [whole(each) for each in value]
         if all(is_token_ids(each) for each in value):
             return value
     raise ValueError(
@@ -138,7 +138,7 @@ Prompts = Annotated[Any, BeforeValidator(_prompts)]
 def _one_prompt(value: object) -> object:
     """One text or one list of token ids."""
     if isinstance(value, str):
-        return _whole(value)
+        return whole(value)
     if is_token_ids(value):
         return value
     raise ValueError("expected a string or a list of token ids")

@@ -47,6 +47,11 @@ class Metrics:
         self.request_seconds = self._histogram(
             "request_seconds", "From arrival to the end of a choice", _SECONDS
         )
+        self.pictures = self._counter("pictures", "Pictures and videos drawn, by endpoint", "endpoint")
+        self.previews = self._counter("previews", "Pictures of the estimate on the way")
+        self.first_preview_seconds = self._histogram(
+            "time_to_first_preview_seconds", "From arrival to the first picture of the estimate", _SECONDS
+        )
         self.steps = self._counter("steps", "Forwards of the engine, by kind", "kind")
         self.wasted_rows = self._counter(
             "wasted_rows", "Choices that were planned ahead and had ended by then"
@@ -125,6 +130,15 @@ class Metrics:
         if usage.nfe:
             self.request_nfe.labels(model).observe(usage.nfe)
             self.tokens_per_forward.labels(model).observe(usage.tokens_per_forward)
+
+    def observe_drawn(self, model: str, endpoint: str, end: str, usage: Usage, seconds: float) -> None:
+        """Count the end of one request that draws; seconds: since it arrived."""
+        self.requests.labels(model, endpoint, end).inc()
+        self.denoise_steps.labels(model).inc(usage.denoise_steps)
+        self.nfe.labels(model).inc(usage.nfe)
+        self.request_seconds.labels(model).observe(seconds)
+        if usage.nfe:
+            self.request_nfe.labels(model).observe(usage.nfe)
 
     def observe_score(self, model: str, endpoint: str, usage: Usage) -> None:
         """Count tokens that were scored; they are nobody's output and have no rate."""

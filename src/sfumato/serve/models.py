@@ -6,6 +6,8 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from sfumato.core.traits import ImageTraits
+from sfumato.serve.image_fields import size_text
 from sfumato.serve.registry import Registry, ServedModel
 from sfumato.serve.streams import json_response
 
@@ -29,19 +31,27 @@ async def retrieve_model(request: Request, name: str) -> Response:
 
 def describe(model: ServedModel) -> dict[str, Any]:
     """Return OpenAI's model object with what a client needs to choose parameters by itself."""
-    info, traits = model.client.info, model.traits
+    info, traits = model.client.info, model.client.info.traits
     return {
         "id": model.name,
         "object": "model",
         "created": model.created,
         "owned_by": "sfumato",
+        "makes": model.makes,
         "family": traits.family,
         "architecture": traits.architecture,
-        "visibility": traits.visibility,
         "num_parameters": info.num_parameters,
         "dtype": info.dtype,
         "device": info.device,
         "num_replicas": len(model.client.clients),
+        **(_text_choices(model) if model.makes == "text" else _image_choices(model.image_traits)),
+    }
+
+
+def _text_choices(model: ServedModel) -> dict[str, Any]:
+    info, traits = model.client.info, model.traits
+    return {
+        "visibility": traits.visibility,
         "vocab_size": traits.vocab_size,
         "has_tokenizer": info.has_tokenizer,
         "has_chat_template": model.tokenizer is not None and model.tokenizer.has_chat_template,
@@ -57,4 +67,23 @@ def describe(model: ServedModel) -> dict[str, Any]:
         "algorithms": [
             {"name": name, "parameters": parameters} for name, parameters in info.algorithms.items()
         ],
+    }
+
+
+def _image_choices(traits: ImageTraits) -> dict[str, Any]:
+    return {
+        "default_size": size_text(traits.default_width, traits.default_height),
+        "size_unit": traits.size_unit,
+        "default_num_inference_steps": traits.default_steps,
+        "default_guidance_scale": traits.default_guidance_scale,
+        "default_true_cfg_scale": traits.default_true_cfg_scale,
+        "default_scheduler": traits.scheduler,
+        "schedulers": traits.schedulers,
+        "fields": traits.fields,
+        "takes_images": traits.takes_images,
+        "has_text": traits.has_text,
+        "num_classes": traits.num_classes,
+        "max_sequence_length": traits.max_sequence_length,
+        "default_num_frames": traits.default_num_frames,
+        "frames_unit": traits.frames_unit,
     }

@@ -13,13 +13,20 @@ from typing import Any, TypeVar
 import msgspec
 
 import sfumato
-from sfumato.core.traits import ModelTraits
+from sfumato.core.traits import ImageTraits, ModelTraits
 from sfumato.engine.replicas import Replicas
 from sfumato.errors import RequestError
 from sfumato.serve.errors import ApiError
 from sfumato.text.tokenizer import Tokenizer
 
 _Result = TypeVar("_Result")
+
+# What each kind of model does, and where it is asked.
+_ENDPOINTS = {
+    "text": ("writes text", "/v1/chat/completions"),
+    "image": ("draws images", "/v1/images/generations"),
+    "video": ("makes videos", "/v1/videos"),
+}
 
 
 class ServedModel:
@@ -40,21 +47,44 @@ class ServedModel:
         self._pieces: dict[int, str] = {}
 
     @property
+    def makes(self) -> str:
+        """Return what comes out of it: "text", "image" or "video"."""
+        traits = self.client.info.traits
+        if isinstance(traits, ModelTraits):
+            return "text"
+        return "video" if traits.is_video else "image"
+
+    @property
     def traits(self) -> ModelTraits:
-        """Return what a language model declares. Raises ApiError for an image model."""
+        """Return what a language model declares. Raises ApiError for another one."""
         traits = self.client.info.traits
         if isinstance(traits, ModelTraits):
             return traits
-        raise ApiError(
+        raise self.wrong_endpoint()
+
+    @property
+    def image_traits(self) -> ImageTraits:
+        """Return what an image or video model declares. Raises ApiError for a language model."""
+        traits = self.client.info.traits
+        if isinstance(traits, ImageTraits):
+            return traits
+        raise self.wrong_endpoint()
+
+    def wrong_endpoint(self) -> ApiError:
+        """Return the error for a request that this kind of model cannot answer: says who can be asked."""
+        does, endpoint = _ENDPOINTS[self.makes]
+        return ApiError(
             400,
-            f"The model {self.name!r} draws images; ask /v1/images/generations",
+            f"The model {self.name!r} {does}; ask {endpoint}",
             kind="invalid_request_error",
             param="model",
             code="model_not_supported",
         )
 
     def need_tokenizer(self, field: str) -> Tokenizer:
-        """Return the tokenizer. Raises RequestError naming the field that needs it."""
+        """Return the tokenizer. Raises RequestError naming the field, ApiError for an image model."""
+        if self.makes != "text":
+            raise self.wrong_endpoint()
         if self.tokenizer is None:
             raise RequestError(
                 f"model {self.name!r} has no tokenizer; send token ids to /v1/completions", field=field
@@ -125,6 +155,24 @@ class Registry:
                 code="model_not_found",
             )
         return model
+
+    def find_maker(self, name: str | None, makes: str) -> ServedModel:
+        """Return a model that makes images or videos: by name, or the first. Raises ApiError."""
+        able = [model for model in self.models.values() if model.makes == makes]
+        if name is not None:
+            model = self.find(name)
+            if model not in able:
+                raise model.wrong_endpoint()
+            return model
+        if not able:
+            raise ApiError(
+                404,
+                f"no model for {makes}s is served here (served: {', '.join(self.models)})",
+                kind="invalid_request_error",
+                param="model",
+                code="model_not_found",
+            )
+        return able[0]
 
     def find_or_first(self, name: str | None) -> ServedModel:
         """Return a model by name, or the first where none is named."""

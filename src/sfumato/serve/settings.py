@@ -10,7 +10,8 @@ class ServerSettings:
     """Frozen settings of one server.
 
     api_keys: any of them opens the door; none leaves it open. health_timeout: seconds that an engine may take
-    to answer. drain_timeout: seconds that running requests get after the first signal.
+    to answer. drain_timeout: seconds that running requests get after the first signal. max_body_bytes: of a
+    request, uploads included.
     """
 
     host: str = "127.0.0.1"
@@ -19,3 +20,4 @@ class ServerSettings:
     health_timeout: float = 5.0
     drain_timeout: float = 60.0
     log_level: str = "warning"
+    max_body_bytes: int = 50 << 20

@@ -43,6 +43,9 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     denoise_every: int | None = None
     tensor_parallel: int | None = None
     rank_timeout: float | None = None
+    max_step_rows: int | None = None
+    max_latent_bytes: int | str | None = None
+    deterministic_rows: int | None = None
 
     def over(self, general: ModelSettings) -> ModelSettings:
         """Return these settings with what they leave open taken from more general ones."""
@@ -60,12 +63,14 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             "max_running_requests": self.max_running_requests,
             "max_prefill_tokens": self.max_prefill_tokens,
             "denoise_every": self.denoise_every,
+            "max_step_rows": self.max_step_rows,
+            "max_latent_bytes": _bytes(self.max_latent_bytes, "--max-latent-bytes"),
         }
         config = EngineConfig(
             model=model,
             dtype=self.dtype or "auto",
             device=self.device or "auto",
-            kv_memory=None if self.kv_memory is None else parse_bytes(self.kv_memory),
+            kv_memory=_bytes(self.kv_memory, "--kv-memory"),
             page_size=self.page_size,
             num_threads=self.threads,
             algorithm=self.algorithm,
@@ -75,6 +80,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             block_length=self.block_length,
             context_length=self.context_length,
             overlap=self.overlap or "auto",
+            deterministic_rows=self.deterministic_rows,
             num_replicas=1 if self.data_parallel is None else self.data_parallel,
             tensor_parallel=1 if self.tensor_parallel is None else self.tensor_parallel,
             rank_timeout=DEFAULT_RANK_TIMEOUT if self.rank_timeout is None else self.rank_timeout,
@@ -117,13 +123,17 @@ def _dashed(content: object) -> object:
     return content | {"models": models}
 
 
-def parse_bytes(value: int | str) -> int:
+def _bytes(value: int | str | None, option: str) -> int | None:
+    return None if value is None else parse_bytes(value, option)
+
+
+def parse_bytes(value: int | str, option: str) -> int:
     """Return a number of bytes from 1024, "512M", "1.5G". Raises ConfigError."""
     if isinstance(value, int):
         return value
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)(?:i?B)?", value.strip(), re.IGNORECASE)
     if found is None:
-        raise ConfigError(f"--kv-memory {value!r} is not a size like 512M or 2G")
+        raise ConfigError(f"{option} {value!r} is not a size like 512M or 2G")
     return int(float(found[1]) * _UNITS[found[2].upper()])
 
 

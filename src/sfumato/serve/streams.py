@@ -28,11 +28,22 @@ def json_response(content: object) -> Response:
 
 
 class EventStream(StreamingResponse):
-    """Server-sent events; on_close runs however it ends, even if the client left before it began."""
+    """Server-sent events; on_close runs however it ends, even if the client left before it began.
 
-    def __init__(self, chunks: AsyncIterator[dict[str, Any]], on_close: Callable[[], None]) -> None:
+    is_typed: each event is named by its field `type`, and nothing follows the last one, as OpenAI streams
+    pictures.
+    """
+
+    def __init__(
+        self,
+        chunks: AsyncIterator[dict[str, Any]],
+        on_close: Callable[[], None],
+        *,
+        is_typed: bool = False,
+    ) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_events(chunks), media_type="text/event-stream", headers=headers)
+        events = _events(chunks, is_typed=is_typed)
+        super().__init__(events, media_type="text/event-stream", headers=headers)
         self._on_close = on_close
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -43,19 +54,21 @@ class EventStream(StreamingResponse):
             self._on_close()
 
 
-async def _events(chunks: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+async def _events(chunks: AsyncIterator[dict[str, Any]], *, is_typed: bool) -> AsyncIterator[bytes]:
     """Encode chunks as events; an error becomes the last event, and only a whole answer ends with [DONE]."""
     try:
         async for chunk in chunks:
-            yield _event(chunk)
+            yield _event(chunk, name=chunk["type"] if is_typed else None)
     except (ApiError, SfumatoError) as error:
-        yield _event(as_api_error(error).body())
+        yield _event(as_api_error(error).body(), name="error" if is_typed else None)
         return
-    yield b"data: [DONE]\n\n"
+    if not is_typed:
+        yield b"data: [DONE]\n\n"
 
 
-def _event(content: dict[str, Any]) -> bytes:
-    return b"data: " + _encoder.encode(content) + b"\n\n"
+def _event(content: dict[str, Any], *, name: str | None) -> bytes:
+    named = b"" if name is None else f"event: {name}\n".encode()
+    return named + b"data: " + _encoder.encode(content) + b"\n\n"
 
 
 class ClientGone(Exception):

@@ -1,4 +1,4 @@
-"""`sfumato models`: what can be served, how far it was verified, and the decoding algorithms."""
+"""`sfumato models`: what can be served, how far it was verified, embedded models, decoding algorithms."""
 
 from __future__ import annotations
 
@@ -13,11 +13,14 @@ from rich.table import Table
 
 @dataclass(frozen=True, slots=True)
 class _Family:
-    """One architecture with the checkpoints that use it and what was compared with what."""
+    """One architecture with the checkpoints that use it and what was compared with what.
+
+    kind: how its tokens see each other, or what it draws.
+    """
 
     architecture: str
     checkpoints: str
-    attention: str
+    kind: str
     verified: str
 
 
@@ -75,16 +78,32 @@ _FAMILIES = (
     ),
 )
 
+_STEPS = "schedules, every step and pictures compared with diffusers' own pipeline on a small one"
+_UNRUN = f"{_STEPS}; published weights not run"
+_PIPELINES = (
+    _Family("StableDiffusionPipeline", "Stable Diffusion 1.5, 2.1", "images; from images", _UNRUN),
+    _Family("StableDiffusionXLPipeline", "SDXL", "images; from images", _UNRUN),
+    _Family("StableDiffusion3Pipeline", "Stable Diffusion 3, 3.5", "images; from images", _UNRUN),
+    _Family("FluxPipeline", "FLUX.1-dev, -schnell", "images; from images", _UNRUN),
+    _Family("QwenImagePipeline", "Qwen-Image", "images", _UNRUN),
+    _Family("ZImagePipeline", "Z-Image, Z-Image-Turbo", "images", _UNRUN),
+    _Family("DiTPipeline", "DiT-XL-2", "images of classes", _UNRUN),
+    _Family("WanPipeline", "Wan 2.1, 2.2, text to video", "videos", _UNRUN),
+)
+
 
 def models() -> None:
-    """List model families and what was verified how, the embedded models, and the decoding algorithms."""
-    from sfumato.models.folder import embedded_models, read_folder
+    """List families and what was verified how, the embedded models, and the decoding algorithms."""
+    from sfumato.models.folder import ZOO, embedded_models, embedded_pipelines, read_folder, read_json
     from sfumato.text.decoding.registry import ALGORITHMS, describe
 
     console = Console()
     families = _table("Families", "architecture", "checkpoints", "verified")
     for family in _FAMILIES:
-        families.add_row(f"{family.architecture}\n{family.attention}", family.checkpoints, family.verified)
+        families.add_row(f"{family.architecture}\n{family.kind}", family.checkpoints, family.verified)
+    pipelines = _table("Pipelines of images and videos", "pipeline", "checkpoints", "verified")
+    for family in _PIPELINES:
+        pipelines.add_row(f"{family.architecture}\n{family.kind}", family.checkpoints, family.verified)
     embedded = _table("Embedded models", "name", "architecture", "context", "block", "algorithm")
     for name in embedded_models():
         traits = read_folder(name).traits
@@ -92,6 +111,10 @@ def models() -> None:
         embedded.add_row(
             name, traits.architecture, str(traits.context_length), str(traits.block_length), algorithm
         )
+    drawing = _table("Embedded pipelines", "name", "pipeline", "scheduler")
+    for name in embedded_pipelines():
+        index = read_json(ZOO / name / "model_index.json") or {}
+        drawing.add_row(name, index["_class_name"], index["scheduler"][1])
     algorithms = _table("Decoding algorithms", "parameter", "default", "range", "meaning")
     for name in ALGORITHMS:
         algorithms.add_section()
@@ -103,8 +126,9 @@ def models() -> None:
                 _range(parameter),
                 parameter.get("doc", ""),
             )
-    for table in (families, embedded, algorithms):
-        console.print(table)
+    for table in (families, pipelines, embedded, drawing, algorithms):
+        if table.row_count:
+            console.print(table)
 
 
 def _table(title: str, first: str, *others: str) -> Table:

@@ -9,6 +9,7 @@ import typer
 _MODEL = "Model"
 _SAMPLING = "Sampling"
 _DECODING = "Decoding"
+_IMAGES = "Images"
 
 Dtype = Annotated[
     str | None,
@@ -106,5 +107,31 @@ Delay = Annotated[
         min=0,
         help="Seconds to rest after a denoise step in a terminal, so that eyes can follow.",
         rich_help_panel="Display",
+    ),
+]
+MaxStepRows = Annotated[
+    int | None,
+    typer.Option(
+        help="Rows of a forward over images: each branch of each image is one.",
+        rich_help_panel=_IMAGES,
+        show_default="32",
+    ),
+]
+MaxLatentBytes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SIZE",
+        help="Latents of a forward over images, as 512M or 2G.",
+        rich_help_panel=_IMAGES,
+        show_default="256M",
+    ),
+]
+DeterministicRows = Annotated[
+    int | None,
+    typer.Option(
+        help="Every forward over images has exactly so many rows, 1, 2 or a multiple of 4: the same picture "
+        "to the last bit, whatever else is drawn.",
+        rich_help_panel=_IMAGES,
+        show_default="off",
     ),
 ]

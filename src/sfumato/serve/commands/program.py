@@ -7,6 +7,7 @@ import typer
 from sfumato.serve.commands.chat import chat
 from sfumato.serve.commands.evaluate import evaluate
 from sfumato.serve.commands.generate import generate
+from sfumato.serve.commands.generate_image import generate_image
 from sfumato.serve.commands.models import models
 from sfumato.serve.commands.serve import serve
 
@@ -15,7 +16,7 @@ def build_program() -> typer.Typer:
     """Join the subcommands."""
     program = typer.Typer(
         name="sfumato",
-        help="Serve diffusion language models: text that appears everywhere at once, not left to right.",
+        help="Serve diffusion models: text and pictures that appear everywhere at once, step by step.",
         epilog="Start with: sfumato serve    then, elsewhere: sfumato models",
         add_completion=False,
         pretty_exceptions_enable=False,
@@ -24,6 +25,7 @@ def build_program() -> typer.Typer:
     )
     program.command("serve")(serve)
     program.command("generate")(generate)
+    program.command("generate-image")(generate_image)
     program.command("chat")(chat)
     program.command("models")(models)
     program.command("eval")(evaluate)

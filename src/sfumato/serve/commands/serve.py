@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import importlib.util
 import logging
 import os
 import signal
@@ -22,6 +23,7 @@ from sfumato.engine.torchrun import is_torchrun, placed
 from sfumato.engine.wire import EngineInfo, Loading
 from sfumato.errors import ConfigError
 from sfumato.serve.commands import options, peer_options
+from sfumato.serve.commands.banner import print_banner
 from sfumato.serve.launch import Planned, share_out
 from sfumato.serve.prefill import run_prefill
 from sfumato.serve.registry import Registry
@@ -170,6 +172,9 @@ def serve(
             show_default="15",
         ),
     ] = None,
+    max_step_rows: options.MaxStepRows = None,
+    max_latent_bytes: options.MaxLatentBytes = None,
+    deterministic_rows: options.DeterministicRows = None,
     disaggregate: peer_options.Disaggregate = None,
     role: peer_options.Role = "both",
     listen: peer_options.Listen = None,
@@ -180,7 +185,7 @@ def serve(
     peer_timeout: peer_options.PeerTimeout = 5.0,
     prefill_timeout: peer_options.PrefillTimeout = 30.0,
 ) -> int:
-    """Serve models behind the OpenAI API: chat, completions, streaming.
+    """Serve models behind the OpenAI API: chat, completions, images, videos, streaming.
 
     Each MODEL runs in an engine process of its own; memory and CPU threads are shared out between them.
     Ctrl-C once finishes what is running, Ctrl-C twice ends it.
@@ -205,6 +210,9 @@ def serve(
         max_running_requests=max_running_requests,
         max_prefill_tokens=max_prefill_tokens,
         denoise_every=denoise_every,
+        max_step_rows=max_step_rows,
+        max_latent_bytes=max_latent_bytes,
+        deterministic_rows=deterministic_rows,
         tensor_parallel=tensor_parallel,
         rank_timeout=rank_timeout,
     )
@@ -222,7 +230,7 @@ def serve(
     pools = peer_options.pool_sizes(disaggregate, peering, len(chosen))
     planned = share_out(
         [each.with_peers(peering, pools) for each in chosen],
-        kv_memory=None if kv_memory is None else parse_bytes(kv_memory),
+        kv_memory=None if kv_memory is None else parse_bytes(kv_memory, "--kv-memory"),
         num_threads=threads,
     )
     if is_torchrun(os.environ):
@@ -269,9 +277,10 @@ def _plan(
         models = list(per_model)
     if not models:
         # Imported only where it is needed, as it takes a while.
-        from sfumato.models.folder import default_models
+        from sfumato.models.folder import default_models, embedded_pipelines
 
-        models = default_models()
+        has_diffusers = importlib.util.find_spec("diffusers") is not None
+        models = [*default_models(), *(embedded_pipelines() if has_diffusers else [])]
     strangers = [model for model in per_model if model not in models]
     if strangers:
         raise ConfigError(
@@ -335,31 +344,3 @@ def _run(planned: Sequence[Planned], settings: ServerSettings) -> int:
 
 def _notice(text: str) -> None:
     print(f"sfumato: {text}", file=sys.stderr, flush=True)
-
-
-def print_banner(console: Console, registry: Registry, settings: ServerSettings, port: int) -> None:
-    """Say where the server listens, what it serves and how to try it."""
-    host = f"[{settings.host}]" if ":" in settings.host else settings.host
-    address = f"http://{host}:{port}"
-    console.print(f"Sfumato serves at {address}/v1", highlight=False, soft_wrap=True, markup=False)
-    for model in registry.models.values():
-        info, traits = model.client.info, model.traits
-        console.print(
-            f"  {model.name}  {info.num_parameters / 1e6:.1f}M parameters, {info.dtype} on {info.device}, "
-            f"context {traits.context_length}, {traits.default_algorithm}",
-            highlight=False,
-            soft_wrap=True,
-            markup=False,
-        )
-        if info.peer_address is not None:
-            console.print(f"  prefills for peers at {info.peer_address}", highlight=False, markup=False)
-    console.print("Try it:", highlight=False)
-    key = " -H 'Authorization: Bearer KEY'" if settings.api_keys else ""
-    example = _example(address, next(iter(registry.models)), key)
-    console.print(example, highlight=False, soft_wrap=True, markup=False)
-    console.file.flush()
-
-
-def _example(address: str, model: str, key: str) -> str:
-    body = f'{{"model": "{model}", "messages": [{{"role": "user", "content": "Mia, 34, nurse in Oslo"}}]}}'
-    return f"  curl {address}/v1/chat/completions{key} -H 'Content-Type: application/json' -d '{body}'"
