@@ -1,9 +1,9 @@
 """Image requests together against diffusers' pipelines one after another: `python -m benchmarks.images`.
 
-Twelve requests arrive over time, with 4 to 30 steps, several timestep schedulers and guidance scales, and one
-preview each. One after another: the same weights in diffusers' own pipeline, each request when the one before
-has ended; it is run once alone, and who waits for whom follows from its times. A request's solo latency is
-that of this pipeline, its slowdown its latency over that. A preview there costs nothing.
+Twelve requests arrive over time, with 4 to 30 steps, several timestep schedulers and guidance scales, and
+three previews each. One after another: the same weights in diffusers' own pipeline, each request when the one
+before has ended; it is run once alone, and who waits for whom follows from its times. A request's solo latency
+is that of this pipeline, its slowdown its latency over that. A preview there costs nothing.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ from sfumato.engine.image_engine import ImageEngine
 from sfumato.engine.image_params import ImageParams, make_image_spec
 from sfumato.engine.limits import Limits
 from sfumato.image.schedule import clone
+from sfumato.image.work import preview_steps
 
 PIPELINES = Path(__file__).resolve().parent.parent / "tests" / "data" / "goldens" / "images" / "pipelines"
 STEPS = (4, 30, 8, 16, 6, 24, 12, 4, 20, 8, 10, 28)
@@ -44,6 +45,7 @@ SCHEDULERS = {
 # Clipping would make the random model's pictures depend on the last bit.
 OPTIONS: dict[str | None, dict[str, ParameterValue]] = {"DDIMScheduler": {"clip_sample": False}}
 PROMPTS = ("a photo of a red cat", "an astronaut on the moon", "two birds over the old city")
+_NUM_PREVIEWS = 3
 # Requests arrive within this share of the time that all of them take one after another.
 _ARRIVING = 0.4
 # An SD3 transformer of about 50 million parameters; 64 pixels are 256 image tokens.
@@ -102,7 +104,7 @@ def make_specs(loaded: LoadedPipeline, name: str) -> list[ImageSpec]:
             scheduler=asked[number % len(asked)],
             scheduler_options=OPTIONS.get(asked[number % len(asked)], {}),
             seed=number,
-            partial_images=1,
+            partial_images=_NUM_PREVIEWS,
             **({"max_sequence_length": 16} if name.startswith("sd3") else {}),
         )
         specs.append(make_image_spec(params, loaded.traits))
@@ -110,7 +112,7 @@ def make_specs(loaded: LoadedPipeline, name: str) -> list[ImageSpec]:
 
 
 def run_diffusers(loaded: LoadedPipeline, specs: Sequence[ImageSpec]) -> list[tuple[float, float, Any]]:
-    """Run each request alone in diffusers' pipeline; return seconds to its preview's step, to its end, pixels."""
+    """Run each alone in diffusers' pipeline; return seconds to its preview's step, to its end, and pixels."""
     found = []
     for spec in specs:
         parts = {
@@ -120,7 +122,7 @@ def run_diffusers(loaded: LoadedPipeline, specs: Sequence[ImageSpec]) -> list[tu
         pipeline = type(loaded.family.pipeline)(**parts)
         pipeline.set_progress_bar_config(disable=True)
         seen: dict[int, float] = {}
-        preview = round(spec.num_inference_steps / 2)
+        preview = min(preview_steps(spec.num_inference_steps, _NUM_PREVIEWS))
 
         def note(
             pipe: Any, step: int, timestep: Any, kwargs: dict[str, Any], seen: dict[int, float] = seen

@@ -15,7 +15,7 @@ from sfumato.cache.pages import PageCache
 from sfumato.config import EngineConfig
 from sfumato.core.handover import Handover
 from sfumato.core.messages import Gauges
-from sfumato.core.plan import RowKind
+from sfumato.core.plan import RowKind, StepPlan
 from sfumato.core.protocols import Inbox, Outbox, WorkFactory
 from sfumato.core.request import Request, Status
 from sfumato.core.traits import ImageTraits
@@ -40,6 +40,11 @@ from sfumato.image.families.protocol import Family
 from sfumato.image.folder import load_family, read_defaults
 from sfumato.image.runner import DecodeRunner, DenoiseRunner, EncodeRunner
 from sfumato.models.folder import name_of
+
+
+# On a CPU two threads that compute at one time slow each other down: what is shorter than a step is run between
+# two of them.
+_SHORT_PIXELS = 128 * 128
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +126,23 @@ def build_image_loop(
         max_rows=limits.max_step_rows,
         is_deterministic=config.deterministic_rows is not None,
     )
+    is_cpu = family.device.type == "cpu"
+
+    def is_short(plan: StepPlan) -> bool:
+        return is_cpu and sum(row.cost.tokens for row in plan.rows) <= _SHORT_PIXELS
+
     threads = partial(torch.set_num_threads, torch.get_num_threads())
 
     def lane(runner: EncodeRunner | DenoiseRunner | DecodeRunner, kind: RowKind, depth: int) -> Lane:
         is_beside = kind is not RowKind.DENOISE
         return Lane(
-            runner, Alone(), depth=depth, prepare=threads, kinds=frozenset({kind}), is_beside=is_beside
+            runner,
+            Alone(),
+            depth=depth,
+            prepare=threads,
+            kinds=frozenset({kind}),
+            is_beside=is_beside,
+            is_short=is_short,
         )
 
     lanes = (

@@ -58,8 +58,8 @@ class Lane:
     A forward that was agreed on with other ranks is made although nothing may be left to run in it.
 
     prepare: called once in the worker thread. kinds: of the rows that it runs. is_beside: no step waits for
-    its launches, and its plan is made when the one before is done. waited_seconds: that the loop has spent
-    waiting here.
+    its launches, and its plan is made when the one before is done; but what is_short says of is run at once.
+    waited_seconds: that the loop has spent waiting here.
     """
 
     def __init__(
@@ -71,9 +71,11 @@ class Lane:
         prepare: Callable[[], None] | None = None,
         kinds: frozenset[RowKind] = ALL_KINDS,
         is_beside: bool = False,
+        is_short: Callable[[StepPlan], bool] = lambda plan: False,
     ) -> None:
         self.kinds = kinds
         self.is_beside = is_beside
+        self._is_short = is_short
         self.runner = runner
         self.sync = sync
         self.depth = depth
@@ -106,7 +108,7 @@ class Lane:
         for request_id, request in requests.items():
             request.in_flight.append(rows[request_id])
         self._has_launched = True
-        if not self.depth:
+        if not self.depth or (self.is_beside and self._is_short(plan)):
             future: Future[Finished] = Future()
             future.set_result(self._run(plan, requests))
             self._launched.append((requests, future))

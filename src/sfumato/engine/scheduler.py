@@ -17,8 +17,10 @@ from sfumato.engine.limits import Limits
 from sfumato.engine.step_times import StepTimes
 from sfumato.errors import EngineError
 
-# Shortest first, a running request that has not run for this many steps goes first.
+# Shortest first, a running request that has not run for this many steps goes first; or for so many times the
+# number of those that could run, where a step takes only some of them.
 _PATIENCE_STEPS = 32
+_PATIENCE_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,11 @@ class _Candidate:
     def is_prefill(self) -> bool:
         return self.rows[0].kind is RowKind.PREFILL
 
+    @property
+    def is_step(self) -> bool:
+        """Whether it is no stage beside the steps."""
+        return self.rows[0].kind not in (RowKind.ENCODE, RowKind.DECODE)
+
 
 class Scheduler:
     """Plans one step at a time over the live requests.
@@ -49,6 +56,8 @@ class Scheduler:
         self._pages = pages
         self._clock = clock
         self._launch_id = 0
+        self._step = 0
+        self._patience = _PATIENCE_STEPS
         self._prefill_streak = 0
         self._step_times = StepTimes()
         self.num_retractions = 0
@@ -70,9 +79,11 @@ class Scheduler:
         if candidates and not chosen:
             raise EngineError(f"none of {len(candidates)} requests that could run was chosen")
         self._launch_id += 1
+        if chosen and chosen[0].is_step:
+            self._step += 1
         rows: list[Row] = []
         for candidate in chosen:
-            candidate.request.last_step = self._launch_id
+            candidate.request.last_step = self._step
             rows.extend(candidate.rows)
         guesses = frozenset(candidate.request.id for candidate in chosen if candidate.standing.is_guess)
         return StepPlan(launch_id=self._launch_id, rows=tuple(rows), guesses=guesses)
@@ -113,6 +124,7 @@ class Scheduler:
         denoises = [candidate for candidate in candidates if not candidate.is_prefill]
         max_tokens = self._limits.max_step_tokens
         if self._is_shortest_first:
+            self._patience = max(_PATIENCE_STEPS, _PATIENCE_SHARE * len(candidates))
             prefills.sort(key=lambda candidate: self._urgency(candidate.request))
             denoises.sort(key=lambda candidate: self._urgency(candidate.request))
             max_tokens = min(max_tokens, self._step_times.enough_tokens())
@@ -136,7 +148,7 @@ class Scheduler:
 
     def _urgency(self, request: Request) -> tuple[int, bool, int, int]:
         """Order running requests: who lost patience first, then the least remaining work."""
-        is_patient = self._launch_id - request.last_step < _PATIENCE_STEPS
+        is_patient = self._step - request.last_step < self._patience
         rank = request.standing.remaining if is_patient else request.last_step
         return (-request.priority, is_patient, rank, request.arrival)
 
@@ -247,7 +259,7 @@ class Scheduler:
         request.status = Status.RUNNING
         if self._is_shortest_first and request.last_step < 0:
             # Its patience begins now.
-            request.last_step = self._launch_id
+            request.last_step = self._step
         return True
 
     def _make_way(self, live: Mapping[str, Request]) -> None:

@@ -52,7 +52,13 @@ class ImageWork:
             missing=None,
             denoise=rows,
             pages_ahead=0 if is_next_known else None,
-            remaining=max(1, (state.num_steps - state.step)) * (tokens or self._tokens()),
+            remaining=max(1, self._next_shown() - state.step) * (tokens or self._tokens()),
+        )
+
+    def _next_shown(self) -> int:
+        """Return the step behind which a client sees something first: a preview, else the pictures."""
+        return (
+            min(self._previews, default=self.state.num_steps) if not self._previewed else self.state.num_steps
         )
 
     def _tokens(self) -> int:
@@ -88,7 +94,7 @@ class ImageWork:
         )
 
     def alone(self, request_id: str, kind: RowKind, branch: str) -> Row:
-        """Return a row that shares its forward with nobody."""
+        """Return a row that shares its forward with nobody; it costs its pixels."""
         step = self.state.step
         key = f"{kind} {request_id}"
         return Row(
