@@ -2,8 +2,8 @@
 
 Twelve requests arrive over time, with 4 to 30 steps, several timestep schedulers and guidance scales, and
 three previews each. One after another: the same weights in diffusers' own pipeline, each request when the one
-before has ended; it is run once alone, and who waits for whom follows from its times. A request's solo latency
-is that of this pipeline, its slowdown its latency over that. A preview there costs nothing.
+before has ended; it is run once alone, and who waits for whom follows from its times. A request's solo
+latency is that of this pipeline, its slowdown its latency over that. A preview there costs nothing.
 """
 
 from __future__ import annotations

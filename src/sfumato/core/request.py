@@ -182,7 +182,7 @@ class Work(Protocol):
 class Request:
     """One accepted request; only `engine/` writes what is not its work's.
 
-    arrival: order of arrival, unique. deadline: on the engine's clock. last_step: which of the steps last ran it.
+    arrival: order of arrival, unique. deadline: on the engine's clock. last_step: the last step that ran it.
     is_protected: it was let in because it had waited too long, and no priority pushes it out again.
     standing: where its work stood after the last result that was applied. usage: what it had cost then.
     in_flight: rows of its launches whose results are not here, oldest first. is_over: written by its lane

@@ -41,9 +41,8 @@ from sfumato.image.folder import load_family, read_defaults
 from sfumato.image.runner import DecodeRunner, DenoiseRunner, EncodeRunner
 from sfumato.models.folder import name_of
 
-
-# On a CPU two threads that compute at one time slow each other down: what is shorter than a step is run between
-# two of them.
+# On a CPU two threads that compute at one time slow each other down: what is shorter than a step is run
+# between two of them.
 _SHORT_PIXELS = 128 * 128
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+from importlib.util import find_spec
 from typing import Any
 
 from sfumato.core.spec import ImageSpec
@@ -36,6 +37,7 @@ NOISE_SCHEDULERS = (
 # What the two multistep solvers are told so that they follow a flow.
 _FLOW_OPTIONS = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
 _FLOW_NATIVE = ("FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler")
+_NEED_SCIPY = {"LMSDiscreteScheduler"}
 _MAX_STEPS = 1000
 
 
@@ -46,7 +48,9 @@ def is_flow(template: Any) -> bool:
 
 def allowed_schedulers(template: Any) -> tuple[str, ...]:
     """Return the names of the timestep schedulers that a request may choose instead of the pipeline's."""
-    names = FLOW_SCHEDULERS if is_flow(template) else NOISE_SCHEDULERS
+    names = set(FLOW_SCHEDULERS if is_flow(template) else NOISE_SCHEDULERS)
+    if find_spec("scipy") is None:
+        names -= _NEED_SCIPY
     return tuple(sorted({*names, type(template).__name__}))
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from sfumato.core.spec import ImageSpec
+from sfumato.errors import NotSupported
 from sfumato.image.families.protocol import Family, per_row
 from sfumato.image.state import COND, UNCOND, ImageState, Inputs
 
@@ -41,6 +42,20 @@ class StableDiffusion(Family):
     def is_distilled(self) -> bool:
         """Whether guidance is an input of the UNet, as in latent consistency models."""
         return self.denoiser.config.time_cond_proj_dim is not None
+
+    def check(self, spec: ImageSpec) -> None:
+        """The pipeline's clip_skip reads a field that newer text encoders do not have."""
+        if spec.clip_skip is not None and not self.can_skip:
+            raise NotSupported(
+                "clip_skip: the installed diffusers cannot skip layers of the installed transformers' CLIP",
+                field="clip_skip",
+                value=spec.clip_skip,
+            )
+
+    @property
+    def can_skip(self) -> bool:
+        """Whether the pipeline can leave out the text encoder's last layers."""
+        return hasattr(self.pipeline.text_encoder, "text_model")
 
     def is_guided(self, spec: ImageSpec) -> bool:
         return spec.guidance_scale > 1.0 and not self.is_distilled

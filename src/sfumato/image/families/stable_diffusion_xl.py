@@ -25,6 +25,11 @@ class StableDiffusionXL(StableDiffusion):
         "target_size",
     }
 
+    @property
+    def can_skip(self) -> bool:
+        """Its pipeline takes hidden states of another layer, which every encoder has."""
+        return True
+
     def encode_text(self, text: str, spec: ImageSpec) -> Inputs:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             [text],
