@@ -1,4 +1,4 @@
-"""Run the image recipe: `python -m recipes.image train` trains (or resumes), the other actions use the last state."""
+"""Run the image recipe: `python -m recipes.image train`, or one part on what it saved last."""
 
 import argparse
 import dataclasses

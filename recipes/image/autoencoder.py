@@ -1,4 +1,4 @@
-"""Own the autoencoder that changes nothing: an AutoencoderTiny at full resolution with weights set by hand."""
+"""Own the autoencoder that changes nothing: a full-resolution AutoencoderTiny with weights set by hand."""
 
 import math
 
@@ -11,7 +11,7 @@ NUM_CHANNELS = 3
 
 
 def build_autoencoder() -> AutoencoderTiny:
-    """Return an autoencoder whose decode(encode(x)) is x within a tenth of a step of 8-bit colour in [-1, 1]."""
+    """Return an autoencoder whose decode(encode(x)) is x within a fifth of a step of 8-bit colour."""
     slopes = _slope_changes()
     hidden = NUM_CHANNELS * 2 * len(slopes)
     autoencoder = AutoencoderTiny(

@@ -16,7 +16,7 @@ from recipes.image.wording import draw_prompt
 
 @dataclass(frozen=True)
 class Batch:
-    """pictures: f32[B, 3, S, S] in [-1, 1]; token_ids: i64[B, T]; noise like pictures; sigma, num_zeros: f32[B]."""
+    """pictures (in [-1, 1]), noise: f32[B, 3, S, S]; token_ids: i64[B, T]; sigma, num_zeros: f32[B]."""
 
     pictures: Tensor
     token_ids: Tensor

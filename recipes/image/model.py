@@ -30,7 +30,7 @@ class FoldedZeros:
     def __call__(
         self, attn: nn.Module, hidden_states: Tensor, encoder_hidden_states: Tensor, attention_mask: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Attend from pictures [B, P, D] and texts [B, T+1, D]; attention_mask, added to logits: f32[B, 1, 1, P+T+1]."""
+        """Attend over pictures [B, P, D] and texts [B, T+1, D]; attention_mask: f32[B, 1, 1, P+T+1]."""
         B, P, D = hidden_states.shape
 
         def heads(image: Tensor, text: Tensor) -> Tensor:

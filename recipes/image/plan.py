@@ -14,7 +14,7 @@ class ImagePlan:
 
     model_name: str = "sfumato-tiny-image"
     width: int = 128
-    num_layers: int = 5
+    num_layers: int = 4
     num_heads: int = 4
     patch_size: int = 4
     text_width: int = 64
@@ -25,7 +25,7 @@ class ImagePlan:
     cpu_seconds_budget: float = 2 * 100 * 60
     learning_rate: float = 1.5e-3
     final_learning_rate: float = 2e-5
-    warmup_steps: int = 500
+    warmup_steps: int = 400
     # The last part of the budget, in which the learning rate falls.
     decay_share: float = 0.35
     weight_decay: float = 0.01
@@ -35,7 +35,7 @@ class ImagePlan:
     # Noise levels are sigmoid(normal(mean, spread)): what is drawn where is decided at high noise.
     noise_mean: float = 0.7
     noise_spread: float = 1.3
-    images_per_evaluation: int = 100_000
+    images_per_evaluation: int = 60_000
     seconds_per_save: float = 180.0
     seed: int = 1
 

@@ -1,5 +1,7 @@
 """Own drawing with the model in training form: Euler steps under classifier-free guidance."""
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -47,7 +49,7 @@ def sample(
     num_zeros = torch.full((2 * B,), float(DEFAULT_NUM_ZEROS))
     latents = torch.randn(B, NUM_CHANNELS, SIDE, SIDE, generator=torch.Generator().manual_seed(seed))
     levels = noise_levels(num_steps, shift)
-    for level, following in zip(levels[:-1], levels[1:], strict=True):
+    for level, following in pairwise(levels):
         velocity = painter(torch.cat((latents, latents)), level.expand(2 * B), states, pooled, num_zeros)
         without, conditioned = velocity.chunk(2)
         latents = latents + (following - level) * (without + guidance * (conditioned - without))

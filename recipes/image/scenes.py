@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 # One scene in eight is never used for training; prompts for scoring are drawn from these alone.
 HELD_OUT_ONE_IN = 8
 
-# Objects and backgrounds, sRGB in bytes; every two are at least 80 apart, so that the nearest one is no guess.
+# Objects and backgrounds, sRGB in bytes; every two are at least 80 apart, so that the nearest is no guess.
 COLORS = {
     "red": (220, 40, 40),
     "green": (40, 160, 70),

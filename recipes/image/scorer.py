@@ -1,7 +1,7 @@
-"""Own the reading of pictures: what is on one, without anything learned, and whether that is the scene asked for.
+"""Own the reading of pictures: what is on one, and whether that is the scene asked for; nothing is learned.
 
-Colours by the nearest palette entry, objects by connected components, shapes by their overlap with ideal ones of
-the same area and centre, relations by centres. B: pictures, S: side, K: shapes.
+Colours by the nearest palette entry, objects by connected components, shapes by their overlap with ideal ones
+of the same area and centre, relations by centres. B: pictures, S: side, K: shapes.
 """
 
 from dataclasses import dataclass

@@ -1,6 +1,6 @@
-"""Own the stand-in for the third text encoder: a T5 that says nothing, so that the pipeline loads as it stands.
+"""Own the stand-in for the third text encoder, a T5 that says nothing, so that the pipeline loads as it is.
 
-Without one, StableDiffusion3Pipeline must be told `text_encoder_3=None, tokenizer_3=None`, and then uses zeros.
+Without one, StableDiffusion3Pipeline must be told `text_encoder_3=None, tokenizer_3=None`, and uses zeros.
 This encoder's last norm has weight zero: it gives the same zeros.
 """
 

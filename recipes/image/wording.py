@@ -15,7 +15,7 @@ ARTICLES = ("a", "the")
 _PHRASE_WORDS = " ".join(phrase for phrases in RELATION_PHRASES.values() for phrase in phrases).split()
 WORDS = tuple(
     dict.fromkeys(
-        (*COLORS, *BACKGROUNDS, *SHAPES, *SIZES, *ARTICLES, *_PHRASE_WORDS, *"an on background".split())
+        (*COLORS, *BACKGROUNDS, *SHAPES, *SIZES, *ARTICLES, *_PHRASE_WORDS, "an", "on", "background")
     )
 )
 
