@@ -65,9 +65,16 @@ def _mend_configs(folder: Path) -> None:
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def load_pipeline(plan: ImagePlan) -> StableDiffusion3Pipeline:
+    """Open the exported folder as anybody would."""
+    pipeline = StableDiffusion3Pipeline.from_pretrained(plan.zoo_folder)
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
 def load_exported(plan: ImagePlan) -> Painter:
     """Return the training form of the exported weights."""
-    pipeline = StableDiffusion3Pipeline.from_pretrained(plan.zoo_folder)
+    pipeline = load_pipeline(plan)
     painter = Painter(plan)
     for name in ("transformer", "text_encoder", "text_encoder_2"):
         getattr(painter, name).load_state_dict(getattr(pipeline, name).state_dict())
@@ -80,8 +87,7 @@ def check(plan: ImagePlan) -> float:
     Raises:
         ValueError: the pictures differ by more than PICTURE_TOLERANCE.
     """
-    pipeline = StableDiffusion3Pipeline.from_pretrained(plan.zoo_folder)
-    pipeline.set_progress_bar_config(disable=True)
+    pipeline = load_pipeline(plan)
     ours = sample(load_exported(plan), list(CHECK_PROMPTS), seed=0, num_steps=CHECK_STEPS)
     latents = torch.randn(len(CHECK_PROMPTS), 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
     theirs = pipeline(

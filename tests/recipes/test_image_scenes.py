@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import random
+from pathlib import Path
 
 import pytest
 import torch
+from transformers import AutoTokenizer
 
 from recipes.image.render import SIDE, draw_layout, render
 from recipes.image.scenes import (
@@ -18,7 +20,7 @@ from recipes.image.scenes import (
     draw_training_scene,
     is_held_out,
 )
-from recipes.image.tokenizer import MODEL_MAX_LENGTH, PromptTokens, build_vocabulary
+from recipes.image.tokenizer import MODEL_MAX_LENGTH, PromptTokens, build_vocabulary, save_tokenizer
 from recipes.image.wording import draw_prompt, plain_prompt
 
 RED, GREEN = Thing("red", "circle"), Thing("green", "square", "small")
@@ -59,7 +61,9 @@ def test_every_prompt_fits_the_tokenizer() -> None:
         ids = tokens.encode(prompt)
         assert len(ids) == MODEL_MAX_LENGTH
         assert ids[0] == tokens.start_id
-        assert ids[len(prompt.split()) + 1 :] == [tokens.end_id] * (MODEL_MAX_LENGTH - len(prompt.split()) - 1)
+        assert ids[len(prompt.split()) + 1 :] == [tokens.end_id] * (
+            MODEL_MAX_LENGTH - len(prompt.split()) - 1
+        )
 
 
 def test_words_are_single_tokens_and_the_end_token_is_last() -> None:
@@ -79,7 +83,7 @@ def test_renders_stay_inside_and_show_pure_colors() -> None:
     scenes = [draw_scene(random_source, 1 + i % 2) for i in range(100)]
     pictures = render(scenes, [draw_layout(random_source, scene) for scene in scenes])
     assert pictures.shape == (100, 3, SIDE, SIDE)
-    assert 0 <= pictures.min()
+    assert pictures.min() >= 0
     assert pictures.max() <= 1
     for scene, picture in zip(scenes, pictures, strict=True):
         ground = torch.tensor(BACKGROUNDS[scene.background]) / 255
@@ -88,3 +92,13 @@ def test_renders_stay_inside_and_show_pure_colors() -> None:
         for thing in scene.things:
             color = (torch.tensor(COLORS[thing.color]) / 255).view(3, 1, 1)
             assert (picture - color).norm(dim=0).min() < 1e-3
+
+
+def test_the_saved_tokenizer_reads_prompts_as_training_does(tmp_path: Path) -> None:
+    random_source, tokens = random.Random(3), PromptTokens()
+    save_tokenizer(tmp_path)
+    saved = AutoTokenizer.from_pretrained(tmp_path)
+    prompts = [draw_prompt(random_source, draw_scene(random_source, 1 + i % 2)) for i in range(100)]
+    ids = saved(["", *prompts], padding="max_length", truncation=True)["input_ids"]
+    assert saved.model_max_length == MODEL_MAX_LENGTH
+    assert ids == [tokens.encode(prompt) for prompt in ("", *prompts)]
