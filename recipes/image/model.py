@@ -5,6 +5,7 @@ B: pictures, T: text tokens (18), S: side, W: width of one text encoder.
 
 import torch
 from diffusers import SD3Transformer2DModel
+from diffusers.models.embeddings import get_2d_sincos_pos_embed
 from torch import Tensor, nn
 from torch.nn import functional
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
@@ -69,7 +70,19 @@ class Painter(nn.Module):
             pos_embed_max_size=POSITIONS_PER_SIDE,
         )
         self.transformer.set_attn_processor(FoldedZeros())
+        self._spread_positions(plan.width)
         self._start_gently()
+
+    def _spread_positions(self, width: int) -> None:
+        """Set the stored positions one apart.
+
+        The transformer makes them for the largest grid and squeezes them to the default size, a quarter apart
+        here, which neighbours are hard to tell by. They are stored with the weights, so the pipeline has them.
+        """
+        grid = get_2d_sincos_pos_embed(
+            width, POSITIONS_PER_SIDE, base_size=POSITIONS_PER_SIDE, output_type="pt"
+        )
+        self.transformer.pos_embed.pos_embed.copy_(grid)
 
     def _start_gently(self) -> None:
         """Let every block begin as the identity and the output as zero (adaLN-zero, arXiv:2212.09748)."""
