@@ -76,8 +76,8 @@ class Painter(nn.Module):
     def _spread_positions(self, width: int) -> None:
         """Set the stored positions one apart.
 
-        The transformer makes them for the largest grid and squeezes them to the default size, a quarter apart
-        here, which neighbours are hard to tell by. They are stored with the weights, so the pipeline has them.
+        The transformer makes them for the largest grid and squeezes them to the default size, a quarter
+        apart, by which neighbours are hard to tell. They are stored with the weights, so the pipeline has them.
         """
         grid = get_2d_sincos_pos_embed(
             width, POSITIONS_PER_SIDE, base_size=POSITIONS_PER_SIDE, output_type="pt"

@@ -22,14 +22,17 @@ class ImagePlan:
     batch_size: int = 64
     image_budget: int = 1_300_000
     # Seconds of CPU time of all threads; whichever budget is used up first ends the training.
-    cpu_seconds_budget: float = 2 * 100 * 60
+    cpu_seconds_budget: float = 5500.0
+    # Of the blocks' matrices (Muon) and of everything else (AdamW).
+    matrix_learning_rate: float = 2e-3
     learning_rate: float = 1.5e-3
-    final_learning_rate: float = 2e-5
+    # What is left of both at the end of the fall.
+    final_share: float = 0.01
     warmup_steps: int = 400
     # The last part of the budget, in which the learning rate falls.
-    decay_share: float = 0.35
+    decay_share: float = 0.45
     weight_decay: float = 0.01
-    ema_decay: float = 0.9995
+    ema_decay: float = 0.999
     # Share of prompts replaced by the empty one, for classifier-free guidance.
     empty_share: float = 0.1
     # Noise levels are sigmoid(normal(mean, spread)): what is drawn where is decided at high noise.
@@ -45,7 +48,7 @@ class ImagePlan:
 
     @property
     def state_path(self) -> Path:
-        return Path(".cache/recipes/image.pt")
+        return Path(".cache/recipes/image-state.pt")
 
 
 PLAN = ImagePlan()

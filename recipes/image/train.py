@@ -3,7 +3,6 @@
 import copy
 import json
 import time
-from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
@@ -12,6 +11,7 @@ from torch.nn import functional
 
 from recipes.image.batches import Batch, draw_batch
 from recipes.image.model import Painter
+from recipes.image.muon import Muon
 from recipes.image.plan import LOG, ImagePlan
 from recipes.image.score import score_groups
 from recipes.image.tokenizer import PromptTokens
@@ -27,7 +27,7 @@ class State:
 
     weights: dict[str, Tensor]
     average: dict[str, Tensor]
-    optimizer: dict = field(default_factory=dict)
+    optimizers: list[dict] = field(default_factory=list)
     steps: int = 0
     images: int = 0
     evaluated_images: int = 0
@@ -64,12 +64,12 @@ class State:
         return painter.eval()
 
 
-def learning_rate(state: State, plan: ImagePlan) -> float:
-    """Return the rate of the next step: linear warm-up, plateau, linear fall."""
+def rate_share(state: State, plan: ImagePlan) -> float:
+    """Return the share of the full rate at the next step: linear warm-up, plateau, linear fall."""
     if state.steps < plan.warmup_steps:
-        return plan.learning_rate * (state.steps + 1) / plan.warmup_steps
+        return (state.steps + 1) / plan.warmup_steps
     left = min(1.0, max(0.0, 1 - state.progress(plan)) / plan.decay_share)
-    return plan.final_learning_rate + (plan.learning_rate - plan.final_learning_rate) * left
+    return plan.final_share + (1 - plan.final_share) * left
 
 
 def flow_loss(painter: Painter, batch: Batch) -> Tensor:
@@ -89,9 +89,10 @@ def train(plan: ImagePlan) -> State:
     for block in painter.transformer.transformer_blocks:
         block.compile()
     parameters = dict(painter.named_parameters())
-    optimizer = _optimizer(parameters.values(), plan)
-    if state.optimizer:
-        optimizer.load_state_dict(state.optimizer)
+    optimizers = make_optimizers(painter, plan)
+    for optimizer, saved in zip(optimizers, state.optimizers, strict=False):
+        optimizer.load_state_dict(saved)
+    full_rates = (plan.matrix_learning_rate, plan.learning_rate)
     tokens = PromptTokens()
     clock = Clock(state)
     losses: list[float] = []
@@ -99,18 +100,18 @@ def train(plan: ImagePlan) -> State:
 
     def keep() -> None:
         state.weights = {name: weight.detach() for name, weight in parameters.items()}
-        state.optimizer = optimizer.state_dict()
+        state.optimizers = [optimizer.state_dict() for optimizer in optimizers]
         state.save(plan)
 
     while state.progress(plan) < 1:
         batch = draw_batch(plan, state.steps, tokens)
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(state, plan)
         loss = flow_loss(painter, batch)
-        optimizer.zero_grad(set_to_none=True)
+        painter.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
-        optimizer.step()
+        for optimizer, full_rate in zip(optimizers, full_rates, strict=True):
+            optimizer.param_groups[0]["lr"] = full_rate * rate_share(state, plan)
+            optimizer.step()
         state.steps += 1
         state.images += plan.batch_size
         _average(state, parameters, plan)
@@ -142,13 +143,17 @@ class Clock:
         state.seconds = self._before + time.monotonic()
 
 
-def _optimizer(parameters: Iterable[Tensor], plan: ImagePlan) -> torch.optim.AdamW:
-    parameters = list(parameters)
-    groups = [
-        {"params": [p for p in parameters if p.dim() > 1], "weight_decay": plan.weight_decay},
-        {"params": [p for p in parameters if p.dim() == 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=plan.learning_rate, betas=BETAS, fused=True)
+def make_optimizers(painter: Painter, plan: ImagePlan) -> tuple[Muon, torch.optim.AdamW]:
+    """Return Muon for the matrices of attention and feed-forward, AdamW for everything else."""
+    matrices, others = [], []
+    for name, parameter in painter.named_parameters():
+        # The wide adaLN layers would double Muon's cost.
+        is_inner = "transformer_blocks" in name and parameter.dim() == 2 and "norm" not in name
+        (matrices if is_inner else others).append(parameter)
+    return (
+        Muon(matrices, plan.matrix_learning_rate, weight_decay=plan.weight_decay),
+        torch.optim.AdamW(others, plan.learning_rate, betas=BETAS, weight_decay=0.0, fused=True),
+    )
 
 
 @torch.no_grad()
@@ -161,7 +166,7 @@ def _average(state: State, parameters: dict[str, Tensor], plan: ImagePlan) -> No
 def _print_progress(state: State, loss: float, plan: ImagePlan) -> None:
     print(
         f"{state.images / 1e3:.1f}k images, loss {loss:.4f}, {state.seconds:.0f} s, "
-        f"{state.cpu_seconds:.0f} CPU s, learning rate {learning_rate(state, plan):.2e}",
+        f"{state.cpu_seconds:.0f} CPU s, rate {rate_share(state, plan):.3f}",
         flush=True,
     )
 
@@ -174,7 +179,7 @@ def log_scores(state: State, plan: ImagePlan) -> None:
         "steps": state.steps,
         "seconds": round(state.seconds),
         "cpu_seconds": round(state.cpu_seconds),
-        "learning_rate": round(learning_rate(state, plan), 7),
+        "rate_share": round(rate_share(state, plan), 4),
         "scores": scores,
     }
     LOG.parent.mkdir(parents=True, exist_ok=True)
