@@ -77,7 +77,8 @@ class Painter(nn.Module):
         """Set the stored positions one apart.
 
         The transformer makes them for the largest grid and squeezes them to the default size, a quarter
-        apart, by which neighbours are hard to tell. They are stored with the weights, so the pipeline has them.
+        apart, by which neighbours are hard to tell. They are stored with the weights, where the pipeline
+        finds them.
         """
         grid = get_2d_sincos_pos_embed(
             width, POSITIONS_PER_SIDE, base_size=POSITIONS_PER_SIDE, output_type="pt"
