@@ -19,8 +19,9 @@ from sfumato.engine.client import EngineClient
 from sfumato.engine.engine import Engine
 from sfumato.engine.frontend import SamplingParams, make_spec
 from sfumato.engine.limits import Limits
-from sfumato.engine.peer_config import PeerConfig
+from sfumato.engine.peer_config import PeerConfig, parse_address
 from sfumato.errors import ConfigError, RequestError
+from tests.engine.faulty_network import FaultyNetwork
 from tests.serve.running import is_running
 
 MODEL = "sfumato-tiny-sdar"
@@ -228,6 +229,51 @@ def test_a_peer_with_another_secret_or_layout_is_refused() -> None:
             await prefill.close()
 
     run(serve())
+
+
+@pytest.mark.parametrize(
+    ("seed", "faults"),
+    [
+        (1, {"max_delay": 0.02, "double": 0.3}),
+        (2, {"drop": 0.2, "double": 0.2, "max_delay": 0.01}),
+        (3, {"drop": 0.6}),
+    ],
+    ids=["delays and doubles", "some of all", "mostly drops"],
+)
+def test_a_network_that_delays_drops_and_doubles(local: Engine, seed: int, faults: dict[str, float]) -> None:
+    async def serve() -> None:
+        prefill = await EngineClient.start(config(prefill_config(silence_seconds=1.0)))
+        assert prefill.info.peer_address is not None
+        host, port = parse_address("peer", prefill.info.peer_address)
+        network = FaultyNetwork(host, port, seed, **faults)  # type: ignore[arg-type]
+        asks = PeerConfig(
+            role="denoise", peers=(network.address,), secret=SECRET, silence_seconds=1.0, prefill_seconds=0.5
+        )
+        denoise = await EngineClient.start(config(asks))
+        turns = watch(denoise)
+        try:
+            for attempt in range(3):
+                prompts = {f"{name}-{attempt}": [*ids, attempt] for name, ids in PROMPTS.items()}
+                assert await answers(denoise, prompts) == expected(local, prompts)
+            assert network.num_dropped or "drop" not in faults
+            assert network.num_doubled or "double" not in faults
+            await drained(denoise, turns)
+        finally:
+            network.close()
+            await asyncio.gather(denoise.close(), prefill.close())
+
+    run(serve())
+
+
+async def drained(client: EngineClient, turns: list[Turn]) -> None:
+    """Wait until no page waits for a peer's word any more."""
+    for _ in range(100):
+        await client.ping(timeout=5)
+        gauges = turns[-1].gauges
+        if gauges is not None and gauges.pages_draining == 0 and gauges.pages_leased == 0:
+            return
+        await asyncio.sleep(0.1)
+    raise AssertionError(turns[-1].gauges)
 
 
 @pytest.mark.parametrize(
