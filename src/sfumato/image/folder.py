@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -91,11 +93,12 @@ def load_family(path: Path, *, name: str, dtype: str, device: str) -> Family:
         raise ConfigError(f"--dtype {dtype!r} is not one of auto, {', '.join(DTYPES)}")
     wanted = DTYPES["float32" if device == "cpu" else "bfloat16"] if dtype == "auto" else DTYPES[dtype]
     left_out = {part: None for part in _LEFT_OUT if part in index}
-    pipeline_class = getattr(diffusers, index["_class_name"])
     try:
-        pipeline = pipeline_class.from_pretrained(
-            str(path), dtype=wanted, local_files_only=True, use_safetensors=True, **left_out
-        )
+        with _without_advice():
+            pipeline_class = getattr(diffusers, index["_class_name"])
+            pipeline = pipeline_class.from_pretrained(
+                str(path), dtype=wanted, local_files_only=True, use_safetensors=True, **left_out
+            )
     except (OSError, ValueError, KeyError, RuntimeError) as error:
         first = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{name}: {first[0]}") from error
@@ -111,6 +114,23 @@ def load_family(path: Path, *, name: str, dtype: str, device: str) -> Family:
     with torch.no_grad():
         family.warm_up()
     return family
+
+
+@contextmanager
+def _without_advice() -> Iterator[None]:
+    """Keep both libraries from telling an operator what is nothing to act on; errors are raised anyway."""
+    from diffusers.utils import logging as diffusers_logging
+    from transformers.utils import logging as transformers_logging
+
+    libraries = (diffusers_logging, transformers_logging)
+    before = [library.get_verbosity() for library in libraries]
+    for library in libraries:
+        library.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for library, verbosity in zip(libraries, before, strict=True):
+            library.set_verbosity(verbosity)
 
 
 def read_defaults(path: Path) -> dict[str, Any]:
