@@ -2,45 +2,28 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from sfumato.core.spec import ImageSpec
-from sfumato.image.families.protocol import Encode, Family, falling_sigmas, packed, shift_of, unpacked
-from sfumato.image.schedule import plan
+from sfumato.image.families.packed import Packed, packed, unpacked
+from sfumato.image.families.protocol import Encode
 from sfumato.image.state import COND, UNCOND, ImageState, Inputs
 
-# As the pipeline, whatever the checkpoint says: 128 latents along an edge.
-_DEFAULT_LATENTS = 128
 
-
-class Flux(Family):
+class Flux(Packed):
     """Flux.1, dev and schnell."""
 
     name = "flux"
     pipeline_classes = ("FluxPipeline", "FluxImg2ImgPipeline")
     default_steps = 28
     default_guidance = 3.5
-    sets_begin_index = True
-    packed_area = 4
     takes_images = True
     fields: ClassVar[frozenset[str]] = frozenset(
         {"negative_prompt", "guidance_scale", "true_cfg_scale", "max_sequence_length", "strength"}
     )
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        return _DEFAULT_LATENTS * self.vae_scale, _DEFAULT_LATENTS * self.vae_scale
-
-    @property
-    def size_unit(self) -> int:
-        return self.vae_scale * 2
-
-    def is_guided(self, spec: ImageSpec) -> bool:
-        """True guidance needs a negative prompt, as in the pipeline."""
-        return spec.true_cfg_scale > 1.0 and spec.negative_prompts is not None
 
     def encode_text(self, text: str, spec: ImageSpec) -> Inputs:
         embeds, pooled, _ = self.pipeline.encode_prompt(
@@ -57,39 +40,22 @@ class Flux(Family):
         return {branch: {**inputs, "guidance": scale} for branch, inputs in found.items()}
 
     def noise_shape(self, spec: ImageSpec) -> tuple[int, ...]:
-        channels = self.denoiser.config.in_channels // 4
-        return (channels, *self._edges(spec))
-
-    def _edges(self, spec: ImageSpec) -> tuple[int, int]:
-        unit = self.vae_scale * 2
-        return 2 * (spec.height // unit), 2 * (spec.width // unit)
+        return (self.num_channels, *self.edges(spec))
 
     def pack(self, latents: Tensor) -> Tensor:
         return packed(latents)
 
     def unpack(self, latents: Tensor, spec: ImageSpec) -> Tensor:
-        return unpacked(latents, *self._edges(spec))
-
-    def plan_schedule(self, scheduler: Any, spec: ImageSpec) -> None:
-        """Sigmas fall evenly, shifted by the number of image tokens."""
-        height, width = self._edges(spec)
-        mu = shift_of(scheduler, (height // 2) * (width // 2))
-        plan(scheduler, spec, sigmas=falling_sigmas(spec.num_inference_steps), mu=mu)
-
-    def branches(self, state: ImageState) -> tuple[str, ...]:
-        return (COND, UNCOND) if UNCOND in state.conditioning else (COND,)
+        return unpacked(latents, *self.edges(spec))
 
     def inputs(self, state: ImageState, branch: str) -> Inputs:
         """Rows of one forward have one size, so that one of them tells where the tokens lie."""
         return {
             "sample": state.latents,
             "timestep": self.times(state),
-            "img_ids": token_places(*self._edges(state.spec)).expand(state.num_images, -1, -1),
+            "img_ids": token_places(*self.edges(state.spec)).expand(state.num_images, -1, -1),
             **state.conditioning[branch],
         }
-
-    def times(self, state: ImageState) -> Tensor:
-        return super().times(state) / 1000
 
     def combine(self, state: ImageState, outputs: dict[str, Tensor]) -> Tensor:
         if UNCOND not in outputs:

@@ -283,20 +283,6 @@ def falling_sigmas(num_steps: int) -> list[float]:
     return [float(sigma) for sigma in np.linspace(1.0, 1 / num_steps, num_steps)]
 
 
-def packed(latents: Tensor) -> Tensor:
-    """Return [N, C, H, W] as [N, H/2 W/2, 4C]: two by two latents a token."""
-    num, channels, height, width = latents.shape
-    cut = latents.reshape(num, channels, height // 2, 2, width // 2, 2).permute(0, 2, 4, 1, 3, 5)
-    return cut.reshape(num, (height // 2) * (width // 2), channels * 4)
-
-
-def unpacked(tokens: Tensor, height: int, width: int) -> Tensor:
-    """Return [N, H/2 W/2, 4C] as [N, C, H, W]."""
-    num, _, channels = tokens.shape
-    cut = tokens.reshape(num, height // 2, width // 2, channels // 4, 2, 2).permute(0, 3, 1, 4, 2, 5)
-    return cut.reshape(num, channels // 4, height, width)
-
-
 def multiple_of(pixels: int, unit: int, field: str) -> None:
     """Raise RequestError unless a size is a positive multiple of the unit."""
     if pixels < unit or pixels % unit:

@@ -10,51 +10,25 @@ from torch import Tensor
 
 from sfumato.core.spec import ImageSpec
 from sfumato.errors import RequestError
-from sfumato.image.families.protocol import (
-    Encode,
-    Family,
-    falling_sigmas,
-    packed,
-    pictures,
-    shift_of,
-    stacked,
-    unpacked,
-)
-from sfumato.image.schedule import plan
+from sfumato.image.families.packed import Packed, packed, unpacked
+from sfumato.image.families.protocol import Encode, pictures, stacked
 from sfumato.image.state import COND, UNCOND, ImageState, Inputs
 
-# As the pipeline, whatever the checkpoint says: 128 latents along an edge.
-_DEFAULT_LATENTS = 128
 
-
-class QwenImage(Family):
+class QwenImage(Packed):
     """Qwen-Image; texts are padded to the longest of a forward and masked."""
 
     name = "qwen-image"
     pipeline_classes = ("QwenImagePipeline",)
     masks_text = True
-    sets_begin_index = True
-    packed_area = 4
     default_guidance = 1.0
     default_true_cfg = 4.0
     fields: ClassVar[frozenset[str]] = frozenset({"negative_prompt", "true_cfg_scale", "max_sequence_length"})
-
-    @property
-    def default_size(self) -> tuple[int, int]:
-        return _DEFAULT_LATENTS * self.vae_scale, _DEFAULT_LATENTS * self.vae_scale
-
-    @property
-    def size_unit(self) -> int:
-        return self.vae_scale * 2
 
     def check(self, spec: ImageSpec) -> None:
         """A guidance-distilled checkpoint would need another input."""
         if self.denoiser.config.guidance_embeds:
             raise RequestError("this guidance-distilled checkpoint is not supported", field="model")
-
-    def is_guided(self, spec: ImageSpec) -> bool:
-        """True guidance needs a negative prompt, as in the pipeline."""
-        return spec.true_cfg_scale > 1.0 and spec.negative_prompts is not None
 
     def encode_text(self, text: str, spec: ImageSpec) -> Inputs:
         embeds, _ = self.pipeline.encode_prompt(
@@ -67,32 +41,16 @@ class QwenImage(Family):
         return stacked([encode(text) for text in spec.negative_prompts])
 
     def noise_shape(self, spec: ImageSpec) -> tuple[int, ...]:
-        return (1, self.denoiser.config.in_channels // 4, *self._edges(spec))
-
-    def _edges(self, spec: ImageSpec) -> tuple[int, int]:
-        unit = self.vae_scale * 2
-        return 2 * (spec.height // unit), 2 * (spec.width // unit)
+        return (1, self.num_channels, *self.edges(spec))
 
     def pack(self, latents: Tensor) -> Tensor:
         return packed(latents[:, 0])
 
     def unpack(self, latents: Tensor, spec: ImageSpec) -> Tensor:
-        return unpacked(latents, *self._edges(spec))[:, :, None]
-
-    def plan_schedule(self, scheduler: Any, spec: ImageSpec) -> None:
-        """Sigmas fall evenly, shifted by the number of image tokens."""
-        height, width = self._edges(spec)
-        mu = shift_of(scheduler, (height // 2) * (width // 2))
-        plan(scheduler, spec, sigmas=falling_sigmas(spec.num_inference_steps), mu=mu)
-
-    def branches(self, state: ImageState) -> tuple[str, ...]:
-        return (COND, UNCOND) if UNCOND in state.conditioning else (COND,)
-
-    def times(self, state: ImageState) -> Tensor:
-        return super().times(state) / 1000
+        return unpacked(latents, *self.edges(spec))[:, :, None]
 
     def inputs(self, state: ImageState, branch: str) -> Inputs:
-        height, width = self._edges(state.spec)
+        height, width = self.edges(state.spec)
         return {
             "sample": state.latents,
             "timestep": self.times(state),
