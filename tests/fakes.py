@@ -20,7 +20,7 @@ from sfumato.core.request import Request, Status
 from sfumato.core.spec import Decoding, ParameterValue, Sampling, TextSpec
 from sfumato.core.traits import BlockOrigin, ModelTraits, Visibility
 from sfumato.engine.build import assemble
-from sfumato.engine.engine import DirectInbox, DirectOutbox
+from sfumato.engine.direct import DirectInbox, DirectOutbox
 from sfumato.engine.limits import Limits
 from sfumato.engine.loop import EngineLoop
 from sfumato.engine.peering import Peering

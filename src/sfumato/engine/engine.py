@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -12,21 +10,16 @@ import msgspec
 
 from sfumato.config import EngineConfig
 from sfumato.core.messages import (
-    Abort,
     FinishReason,
     Score,
-    StepStats,
-    Stop,
     Submit,
     TokenLogprob,
-    Turn,
     Usage,
 )
-from sfumato.core.request import Request
 from sfumato.core.spec import Spec
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.build import Loaded, build_loop, load
-from sfumato.engine.direct import DirectInbox, DirectOutbox
+from sfumato.engine.direct import DirectInbox, DirectOutbox, SteppedEngine
 from sfumato.engine.frontend import (
     Assembler,
     Delta,
@@ -42,10 +35,6 @@ from sfumato.errors import ConfigError, EngineError, RequestError
 from sfumato.models.weights import ProgressCallback
 from sfumato.text.door import Replay, ScoreReplay, TextDoor
 from sfumato.text.tokenizer import Tokenizer
-
-_KEPT_STEPS = 10_000
-# A caller that steps an engine whose requests all wait for peers gets its thread back this soon.
-_PEER_SECONDS = 0.02
 
 Prompt = str | Sequence[int] | Sequence[dict[str, Any]]
 
@@ -63,7 +52,7 @@ class Choice:
     seed: int = 0
 
 
-class Engine:
+class Engine(SteppedEngine):
     """Holds one model and its loop; not thread-safe.
 
     >>> engine = Engine.load("sfumato-tiny-sdar")
@@ -73,17 +62,11 @@ class Engine:
     def __init__(
         self, loaded: Loaded, loop: EngineLoop, door: TextDoor, inbox: DirectInbox, outbox: DirectOutbox
     ):
+        super().__init__(loop, inbox, outbox)
         self._loaded = loaded
-        self._loop = loop
         self._door = door
-        self._inbox = inbox
-        self._outbox = outbox
-        self._ids = itertools.count()
-        self._pending: set[str] = set()
         self._tokenizer: Tokenizer | None = None
         self._owns_model = False
-        # The last steps only: a long run must not grow.
-        self.steps: deque[StepStats] = deque(maxlen=_KEPT_STEPS)
 
     @classmethod
     def load(
@@ -111,11 +94,6 @@ class Engine:
     def traits(self) -> ModelTraits:
         """Return what the model declares."""
         return self._loaded.traits
-
-    @property
-    def loop(self) -> EngineLoop:
-        """Return the loop, for those who look inside."""
-        return self._loop
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -154,11 +132,7 @@ class Engine:
         that is active.
         """
         params = params or SamplingParams()
-        request_id = request_id if request_id is not None else f"request-{next(self._ids)}"
-        if request_id in self._loop.live or request_id in self._pending:
-            raise RequestError(
-                f"request id {request_id!r} is already active", field="request_id", value=request_id
-            )
+        request_id = self.claim(request_id)
         if spec is None:
             if params.seed is None:
                 params = msgspec.structs.replace(params, seed=draw_seed())
@@ -167,37 +141,9 @@ class Engine:
             self._door.replays[request_id] = replay
         else:
             self._door.check(spec)
-        self._pending.add(request_id)
-        self._inbox.put(
+        return self.submit(
             Submit(request_id=request_id, spec=spec, priority=params.priority, timeout=params.timeout)
         )
-        return request_id
-
-    def abort(self, request_id: str) -> None:
-        """End a request at the next step; an unknown id is ignored."""
-        self._inbox.put(Abort(request_id=request_id))
-
-    def request(self, request_id: str) -> Request | None:
-        """Return a live request."""
-        return self._loop.live.get(request_id)
-
-    @property
-    def has_work(self) -> bool:
-        """Whether a step would do anything."""
-        return bool(self._loop.live or self._pending)
-
-    def step(self) -> list[Turn]:
-        """Run one turn of the loop and return what it brought."""
-        if not self._loop.is_alive:
-            raise EngineError("the engine was closed")
-        # Only peers could bring something while this thread sleeps.
-        wait = self._loop.may_wait()
-        self._loop.turn(wait_seconds=_PEER_SECONDS if wait is None else min(wait, _PEER_SECONDS))
-        self._pending.clear()
-        turns = self._outbox.take()
-        for turn in turns:
-            self.steps.extend(turn.steps)
-        return turns
 
     def generate(
         self,
@@ -299,10 +245,7 @@ class Engine:
 
     def close(self) -> None:
         """End every request and the loop, and the processes that this engine has started."""
-        if self._loop.is_alive:
-            self._inbox.put(Stop(drain=False))
-            self._loop.turn()
-            self._loop.handover.close()
+        super().close()
         if self._owns_model:
             self._loaded.close()
 

@@ -2,31 +2,24 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import deque
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sfumato.config import EngineConfig
-from sfumato.core.messages import Abort, FinishReason, Output, Picture, StepStats, Stop, Submit, Turn, Usage
-from sfumato.core.request import Request
+from sfumato.core.messages import FinishReason, Output, Picture, Submit, Usage
 from sfumato.core.spec import ImageSpec
 from sfumato.core.traits import ImageTraits
 from sfumato.engine.build import resolve_device
 from sfumato.engine.build_image import LoadedPipeline, build_image_loop, load_pipeline
-from sfumato.engine.direct import DirectInbox, DirectOutbox
+from sfumato.engine.direct import DirectInbox, DirectOutbox, SteppedEngine
 from sfumato.engine.image_params import ImageParams, make_image_spec
 from sfumato.engine.image_peers import MakeImageEndpoint
 from sfumato.engine.loop import EngineLoop
-from sfumato.errors import CheckpointError, EngineError, RequestError
+from sfumato.errors import CheckpointError, RequestError
 from sfumato.image.door import ImageDoor
 from sfumato.image.folder import find_pipeline
 from sfumato.image.work import ImageWork
-
-_KEPT_STEPS = 10_000
-# Between two looks at what runs beside the steps.
-_WAIT_SECONDS = 0.02
 
 
 @dataclass(slots=True)
@@ -40,7 +33,7 @@ class Drawing:
     seeds: tuple[int, ...] = ()
 
 
-class ImageEngine:
+class ImageEngine(SteppedEngine):
     """Holds one pipeline and its loop; not thread-safe.
 
     >>> engine = ImageEngine.load("sfumato-tiny-image")
@@ -55,14 +48,9 @@ class ImageEngine:
         inbox: DirectInbox,
         outbox: DirectOutbox,
     ) -> None:
+        super().__init__(loop, inbox, outbox)
         self._loaded = loaded
-        self._loop = loop
         self._door = door
-        self._inbox = inbox
-        self._outbox = outbox
-        self._ids = itertools.count()
-        self._pending: set[str] = set()
-        self.steps: deque[StepStats] = deque(maxlen=_KEPT_STEPS)
 
     @classmethod
     def load(cls, model: str | EngineConfig, **options: Any) -> ImageEngine:
@@ -93,11 +81,6 @@ class ImageEngine:
         """Return what the pipeline is called to others: no folder of this machine."""
         return self._loaded.name
 
-    @property
-    def loop(self) -> EngineLoop:
-        """Return the loop, for those who look inside."""
-        return self._loop
-
     def add_request(
         self,
         asked: ImageParams | ImageSpec | ImageWork,
@@ -111,45 +94,14 @@ class ImageEngine:
         asked: parameters, a finished spec, or the work of a request that was paused elsewhere. Raises
         RequestError, also for an id that is active.
         """
-        request_id = request_id if request_id is not None else f"request-{next(self._ids)}"
-        if request_id in self._loop.live or request_id in self._pending:
-            raise RequestError(
-                f"request id {request_id!r} is already active", field="request_id", value=request_id
-            )
+        request_id = self.claim(request_id)
         if isinstance(asked, ImageWork):
             self._door.works[request_id] = asked
             spec = asked.state.spec
         else:
             spec = asked if isinstance(asked, ImageSpec) else make_image_spec(asked, self.traits)
             self._door.check(spec)
-        self._pending.add(request_id)
-        self._inbox.put(Submit(request_id=request_id, spec=spec, priority=priority, timeout=timeout))
-        return request_id
-
-    def abort(self, request_id: str) -> None:
-        """End a request between two steps; an unknown id is ignored."""
-        self._inbox.put(Abort(request_id=request_id))
-
-    def request(self, request_id: str) -> Request | None:
-        """Return a live request."""
-        return self._loop.live.get(request_id)
-
-    @property
-    def has_work(self) -> bool:
-        """Whether a step would do anything."""
-        return bool(self._loop.live or self._pending)
-
-    def step(self) -> list[Turn]:
-        """Run one turn of the loop and return what it brought."""
-        if not self._loop.is_alive:
-            raise EngineError("the engine was closed")
-        wait = self._loop.may_wait()
-        self._loop.turn(wait_seconds=_WAIT_SECONDS if wait is None else min(wait, _WAIT_SECONDS))
-        self._pending.clear()
-        turns = self._outbox.take()
-        for turn in turns:
-            self.steps.extend(turn.steps)
-        return turns
+        return self.submit(Submit(request_id=request_id, spec=spec, priority=priority, timeout=timeout))
 
     def draw(
         self, prompts: str | Sequence[str], params: ImageParams | None = None, **options: Any
@@ -189,10 +141,3 @@ class ImageEngine:
         finally:
             for request_id in open_ids:
                 self.abort(request_id)
-
-    def close(self) -> None:
-        """End every request and the loop."""
-        if self._loop.is_alive:
-            self._inbox.put(Stop(drain=False))
-            self._loop.turn()
-            self._loop.handover.close()
