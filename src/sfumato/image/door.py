@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from sfumato.core.spec import ImageSpec, Spec
 from sfumato.errors import NotSupported, RequestError
-from sfumato.image.families.protocol import Family, multiple_of
+from sfumato.image.families.protocol import Family
 from sfumato.image.stages import begin
 from sfumato.image.state import ImageState
 from sfumato.image.work import ImageWork
@@ -81,9 +81,7 @@ class ImageDoor:
         self._check_counts(spec)
         self._check_numbers(spec)
         self._check_image(spec)
-        if self.family.name != "dit":
-            for name, pixels in (("height", spec.height), ("width", spec.width)):
-                multiple_of(pixels, self.family.size_unit, name)
+        self.family.check_size(spec)
         self.family.check(spec)
         self._check_room(spec)
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from sfumato.core.spec import ImageSpec
 from sfumato.core.traits import ImageTraits
 from sfumato.errors import RequestError
-from sfumato.image.families.protocol import Encode, Family, multiple_of
+from sfumato.image.families.protocol import Encode, Family
 from sfumato.image.state import COND, UNCOND, ImageState, Inputs
 
 
@@ -48,7 +48,7 @@ class DiT(Family):
         return replace(super().traits(), num_classes=self.num_classes, has_text=False)
 
     def check(self, spec: ImageSpec) -> None:
-        """Labels instead of prompts, and one size."""
+        """Labels instead of prompts."""
         if any(spec.prompts):
             raise RequestError(
                 "this model draws classes: give class_labels instead of a prompt",
@@ -63,8 +63,10 @@ class DiT(Family):
                     value=label,
                     limit=self.num_classes - 1,
                 )
+
+    def check_size(self, spec: ImageSpec) -> None:
+        """There is one."""
         for field, pixels in (("height", spec.height), ("width", spec.width)):
-            multiple_of(pixels, self.size_unit, field)
             if pixels != self.size_unit:
                 raise RequestError(
                     f"{field} {pixels}: this model draws {self.size_unit} pixels only",

@@ -125,6 +125,11 @@ class Family(ABC):
             max_sequence_length=self.max_sequence_length,
         )
 
+    def check_size(self, spec: ImageSpec) -> None:
+        """Raise RequestError, with sizes that can be drawn, for one that cannot."""
+        for name, pixels in (("height", spec.height), ("width", spec.width)):
+            multiple_of(pixels, self.size_unit, name)
+
     def check(self, spec: ImageSpec) -> None:  # noqa: B027
         """Raise RequestError for what only this family refuses."""
 
