@@ -45,6 +45,9 @@ def main() -> None:
     parser.add_argument("action", choices=("train", "export", "score", "report", "grid", "plot"))
     parser.add_argument("--images", type=float, help="image budget, also of a resumed run")
     parser.add_argument("--cpu-seconds", type=float, help="budget of CPU time, also of a resumed run")
+    parser.add_argument(
+        "--warm-start", action="store_true", help="without a saved state, begin with the exported pipeline"
+    )
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
@@ -53,6 +56,8 @@ def main() -> None:
         plan = dataclasses.replace(plan, image_budget=int(arguments.images))
     if arguments.cpu_seconds:
         plan = dataclasses.replace(plan, cpu_seconds_budget=arguments.cpu_seconds)
+    if arguments.warm_start and not plan.state_path.exists():
+        State.exported(plan).save(plan)
     act(arguments.action, plan)
 
 

@@ -6,6 +6,7 @@ import time
 from dataclasses import dataclass, field
 
 import torch
+from diffusers import StableDiffusion3Pipeline
 from torch import Tensor
 from torch.nn import functional
 
@@ -39,6 +40,16 @@ class State:
         """Initialise from the plan's seed."""
         torch.manual_seed(plan.seed)
         weights = {name: weight.detach().clone() for name, weight in Painter(plan).named_parameters()}
+        return cls(weights, copy.deepcopy(weights))
+
+    @classmethod
+    def exported(cls, plan: ImagePlan) -> "State":
+        """Begin with the weights of the exported pipeline; optimizer and schedule begin anew."""
+        pipeline = StableDiffusion3Pipeline.from_pretrained(str(plan.zoo_folder), dtype=torch.float32)
+        painter = Painter(plan)
+        for name in ("transformer", "text_encoder", "text_encoder_2"):
+            getattr(painter, name).load_state_dict(getattr(pipeline, name).state_dict())
+        weights = {name: weight.detach().clone() for name, weight in painter.named_parameters()}
         return cls(weights, copy.deepcopy(weights))
 
     @classmethod
