@@ -10,7 +10,7 @@ from recipes.image.sample import DEFAULT_GUIDANCE, DEFAULT_STEPS
 from recipes.image.score import score_groups
 from recipes.image.trial import try_scorer
 
-FINAL_PROMPTS, SWEEP_PROMPTS, TRIAL_PICTURES = 1000, 200, 1000
+FINAL_PROMPTS, SWEEP_PROMPTS, TRIAL_PICTURES = 500, 200, 500
 SWEEP_STEPS = (8, 12, 20, 30)
 SWEEP_GUIDANCE = (1.0, 2.0, 3.0, 5.0)
 TIMED_PICTURES = 10

@@ -9,7 +9,7 @@ from recipes.image.model import DEFAULT_NUM_ZEROS, NUM_CHANNELS, Painter
 from recipes.image.render import SIDE
 from recipes.image.tokenizer import PromptTokens
 
-DEFAULT_STEPS = 20
+DEFAULT_STEPS = 12
 DEFAULT_GUIDANCE = 3.0
 # Moves the steps towards high noise, where the layout is decided; also the exported scheduler's.
 SHIFT = 3.0

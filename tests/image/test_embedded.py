@@ -32,7 +32,7 @@ def pixels(picture: Picture) -> torch.Tensor:
 def test_it_is_embedded(engine: ImageEngine) -> None:
     assert embedded_pipelines() == [NAME]
     assert (engine.traits.default_height, engine.traits.default_width) == (32, 32)
-    assert engine.traits.default_steps <= 30
+    assert engine.traits.default_steps == 12
 
 
 def test_held_out_prompts_are_drawn(engine: ImageEngine) -> None:
