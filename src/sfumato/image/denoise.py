@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sfumato.image.families.protocol import Family
+from sfumato.image.families.protocol import Family, stacked
 from sfumato.image.schedule import step_arguments
 from sfumato.image.state import ImageState, Inputs
 
@@ -34,8 +34,7 @@ def answers(
     in a forward, not even in its last bit. None: one forward of as many rows as there are.
     """
     rows = [family.inputs(part.state, branch) for part in parts for branch in part.branches]
-    inputs = family.merge(rows)
-    output = forward(family, inputs, expert, num_rows)
+    output = forward(family, stacked(rows), expert, num_rows)
     found: dict[str, dict[str, Tensor]] = {}
     begin = 0
     for part in parts:

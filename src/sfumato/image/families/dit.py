@@ -18,7 +18,6 @@ class DiT(Family):
     """Class-conditional DiT; the last class is the unconditional one."""
 
     name = "dit"
-    pipeline_classes = ("DiTPipeline",)
     default_guidance = 4.0
     max_sequence_length = 1
     fields: ClassVar[frozenset[str]] = frozenset({"class_labels", "guidance_scale"})
@@ -93,9 +92,6 @@ class DiT(Family):
         config = self.denoiser.config
         return (config.in_channels, config.sample_size, config.sample_size)
 
-    def branches(self, state: ImageState) -> tuple[str, ...]:
-        return (COND, UNCOND) if UNCOND in state.conditioning else (COND,)
-
     def forward(self, inputs: Inputs, expert: str) -> Tensor:
         answer: Tensor = self.denoiser(
             inputs["sample"].to(self.dtype),
@@ -117,9 +113,9 @@ class DiT(Family):
         if UNCOND not in state.conditioning:
             return super().step(state, noise_pred, arguments)
         assert state.latents is not None
-        sample = state.timestep_scheduler.scale_model_input(state.latents, state.timestep)
+        both = torch.cat([state.latents, state.latents])
         result = state.timestep_scheduler.step(
-            torch.cat([noise_pred, noise_pred]), state.timestep, torch.cat([sample, sample]), **arguments
+            torch.cat([noise_pred, noise_pred]), state.timestep, both, **arguments
         )
         estimate = result.get("pred_original_sample")
         half = state.num_images

@@ -17,7 +17,6 @@ class Flux(Packed):
     """Flux.1, dev and schnell."""
 
     name = "flux"
-    pipeline_classes = ("FluxPipeline", "FluxImg2ImgPipeline")
     default_steps = 28
     default_guidance = 3.5
     takes_images = True
@@ -50,12 +49,8 @@ class Flux(Packed):
 
     def inputs(self, state: ImageState, branch: str) -> Inputs:
         """Rows of one forward have one size, so that one of them tells where the tokens lie."""
-        return {
-            "sample": state.latents,
-            "timestep": self.times(state),
-            "img_ids": token_places(*self.edges(state.spec)).expand(state.num_images, -1, -1),
-            **state.conditioning[branch],
-        }
+        places = token_places(*self.edges(state.spec)).expand(state.num_images, -1, -1)
+        return {**super().inputs(state, branch), "img_ids": places}
 
     def combine(self, state: ImageState, outputs: dict[str, Tensor]) -> Tensor:
         if UNCOND not in outputs:

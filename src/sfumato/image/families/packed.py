@@ -9,14 +9,14 @@ from torch import Tensor
 from sfumato.core.spec import ImageSpec
 from sfumato.image.families.protocol import Family, falling_sigmas, shift_of
 from sfumato.image.schedule import plan
-from sfumato.image.state import COND, UNCOND, ImageState
+from sfumato.image.state import ImageState
 
 # As the pipelines, whatever a checkpoint says: 128 latents along an edge.
 _DEFAULT_LATENTS = 128
 
 
 class Packed(Family):
-    """What Flux and Qwen-Image have in common: tokens, sigmas, shift, and the order of their branches."""
+    """What Flux and Qwen-Image have in common: tokens, sigmas, shift, true guidance."""
 
     sets_begin_index = True
     packed_area = 4
@@ -47,9 +47,6 @@ class Packed(Family):
         height, width = self.edges(spec)
         mu = shift_of(scheduler, (height // 2) * (width // 2))
         plan(scheduler, spec, sigmas=falling_sigmas(spec.num_inference_steps), mu=mu)
-
-    def branches(self, state: ImageState) -> tuple[str, ...]:
-        return (COND, UNCOND) if UNCOND in state.conditioning else (COND,)
 
     def times(self, state: ImageState) -> Tensor:
         return super().times(state) / 1000

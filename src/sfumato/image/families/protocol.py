@@ -28,14 +28,12 @@ Encode = Callable[[str], Inputs]
 class Family(ABC):
     """One pipeline of a family; what most have in common is the default here.
 
-    pipeline_classes: diffusers' names of what it serves. denoiser_name: the component that denoises.
-    packed_area: latents per token where the adapter packs them.
+    denoiser_name: the component that denoises. packed_area: latents per token where the adapter packs them.
     masks_text: rows whose texts differ in length may share a forward. sets_begin_index: as the pipeline does.
-    default_steps, default_guidance: the pipeline's own. guidance: the field that steers between branches.
+    default_steps, default_guidance, default_true_cfg: the pipeline's own. fields: what a request may say.
     """
 
     name: ClassVar[str]
-    pipeline_classes: ClassVar[tuple[str, ...]]
     denoiser_name: ClassVar[str] = "transformer"
     masks_text: ClassVar[bool] = False
     sets_begin_index: ClassVar[bool] = False
@@ -187,8 +185,8 @@ class Family(ABC):
     # One step.
 
     def branches(self, state: ImageState) -> tuple[str, ...]:
-        """Return the branches of the next step, in the order of the reference's rows."""
-        return (UNCOND, COND) if UNCOND in state.conditioning else (COND,)
+        """Return the branches of the next step."""
+        return (COND, UNCOND) if UNCOND in state.conditioning else (COND,)
 
     def expert(self, state: ImageState) -> str:
         """Return which of several denoisers the next step needs."""
@@ -196,9 +194,7 @@ class Family(ABC):
 
     def inputs(self, state: ImageState, branch: str) -> Inputs:
         """Return what a forward takes for one branch of one request, [N, ...]."""
-        assert state.latents is not None
-        sample = state.timestep_scheduler.scale_model_input(state.latents, state.timestep)
-        return {"sample": sample, "timestep": self.times(state), **state.conditioning[branch]}
+        return {"sample": scaled(state), "timestep": self.times(state), **state.conditioning[branch]}
 
     def num_stepped(self, state: ImageState) -> int:
         """Return how many samples the timestep scheduler steps for one request."""
@@ -207,10 +203,6 @@ class Family(ABC):
     def times(self, state: ImageState) -> Tensor:
         """Return the timesteps as the denoiser takes them, f32[N]."""
         return state.timestep.to(torch.float32).expand(state.num_images)
-
-    def merge(self, rows: Sequence[Inputs]) -> Inputs:
-        """Return the inputs of many branches one behind the other, [B, ...]."""
-        return stacked(rows)
 
     @abstractmethod
     def forward(self, inputs: Inputs, expert: str) -> Tensor:
@@ -241,6 +233,16 @@ class Family(ABC):
         config = vae.config
         latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
         return pictures(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+
+
+def scaled(state: ImageState) -> Tensor:
+    """Return the latents as the model takes them; along a flow that is as they are."""
+    assert state.latents is not None
+    scheduler = state.timestep_scheduler
+    if not hasattr(scheduler, "scale_model_input"):
+        return state.latents
+    sample: Tensor = scheduler.scale_model_input(state.latents, state.timestep)
+    return sample
 
 
 def stacked(rows: Sequence[Inputs]) -> Inputs:

@@ -11,7 +11,7 @@ from torch import Tensor
 from sfumato.core.spec import ImageSpec
 from sfumato.errors import RequestError
 from sfumato.image.families.packed import Packed, packed, unpacked
-from sfumato.image.families.protocol import Encode, pictures, stacked
+from sfumato.image.families.protocol import pictures
 from sfumato.image.state import COND, UNCOND, ImageState, Inputs
 
 
@@ -19,7 +19,6 @@ class QwenImage(Packed):
     """Qwen-Image; texts are padded to the longest of a forward and masked."""
 
     name = "qwen-image"
-    pipeline_classes = ("QwenImagePipeline",)
     masks_text = True
     default_guidance = 1.0
     default_true_cfg = 4.0
@@ -36,10 +35,6 @@ class QwenImage(Packed):
         )
         return {"encoder_hidden_states": list(embeds)}
 
-    def unconditional(self, spec: ImageSpec, encode: Encode, cond: Inputs) -> Inputs:
-        assert spec.negative_prompts is not None
-        return stacked([encode(text) for text in spec.negative_prompts])
-
     def noise_shape(self, spec: ImageSpec) -> tuple[int, ...]:
         return (1, self.num_channels, *self.edges(spec))
 
@@ -51,12 +46,8 @@ class QwenImage(Packed):
 
     def inputs(self, state: ImageState, branch: str) -> Inputs:
         height, width = self.edges(state.spec)
-        return {
-            "sample": state.latents,
-            "timestep": self.times(state),
-            "img_shapes": [[(1, height // 2, width // 2)]] * state.num_images,
-            **state.conditioning[branch],
-        }
+        shapes = [[(1, height // 2, width // 2)]] * state.num_images
+        return {**super().inputs(state, branch), "img_shapes": shapes}
 
     def forward(self, inputs: Inputs, expert: str) -> Tensor:
         text, mask = padded(inputs["encoder_hidden_states"])

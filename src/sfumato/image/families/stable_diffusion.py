@@ -17,7 +17,6 @@ class StableDiffusion(Family):
     """The UNet pipelines of the first generations."""
 
     name = "stable-diffusion"
-    pipeline_classes = ("StableDiffusionPipeline", "StableDiffusionImg2ImgPipeline")
     denoiser_name = "unet"
     default_steps = 50
     default_guidance = 7.5

@@ -16,7 +16,6 @@ class StableDiffusion3(Family):
     """SD3's transformer; T5 may be missing, its tokens are then zeros."""
 
     name = "stable-diffusion-3"
-    pipeline_classes = ("StableDiffusion3Pipeline", "StableDiffusion3Img2ImgPipeline")
     default_steps = 28
     default_guidance = 7.0
     max_sequence_length = 256
@@ -68,7 +67,3 @@ class StableDiffusion3(Family):
             return_dict=False,
         )[0]
         return answer.float()
-
-    def inputs(self, state: Any, branch: str) -> Inputs:
-        """A flow does not scale the model's input."""
-        return {"sample": state.latents, "timestep": self.times(state), **state.conditioning[branch]}

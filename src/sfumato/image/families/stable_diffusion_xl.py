@@ -16,7 +16,6 @@ class StableDiffusionXL(StableDiffusion):
     """The SDXL base model."""
 
     name = "stable-diffusion-xl"
-    pipeline_classes = ("StableDiffusionXLPipeline", "StableDiffusionXLImg2ImgPipeline")
     default_guidance = 5.0
     sets_begin_index = True
     fields: ClassVar[frozenset[str]] = StableDiffusion.fields | {

@@ -18,7 +18,6 @@ class Wan(Family):
     """Wan 2.1 and 2.2, text to video. Causal video denoising is another pipeline and refused by name."""
 
     name = "wan"
-    pipeline_classes = ("WanPipeline",)
     sets_begin_index = True
     is_video = True
     fields: ClassVar[frozenset[str]] = frozenset(
@@ -104,12 +103,6 @@ class Wan(Family):
 
     def expert(self, state: ImageState) -> str:
         return "transformer_2" if self.is_low(state) else "transformer"
-
-    def branches(self, state: ImageState) -> tuple[str, ...]:
-        return (COND, UNCOND) if UNCOND in state.conditioning else (COND,)
-
-    def inputs(self, state: ImageState, branch: str) -> Inputs:
-        return {"sample": state.latents, "timestep": self.times(state), **state.conditioning[branch]}
 
     def forward(self, inputs: Inputs, expert: str) -> Tensor:
         model = getattr(self.pipeline, expert)

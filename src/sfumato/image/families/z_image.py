@@ -19,7 +19,6 @@ class ZImage(Family):
     """Z-Image and Z-Image-Turbo."""
 
     name = "z-image"
-    pipeline_classes = ("ZImagePipeline",)
     masks_text = True
     sets_begin_index = True
     packed_area = 4
@@ -68,9 +67,6 @@ class ZImage(Family):
 
     def times(self, state: ImageState) -> Tensor:
         return (1000 - super().times(state)) / 1000
-
-    def inputs(self, state: ImageState, branch: str) -> Inputs:
-        return {"sample": state.latents, "timestep": self.times(state), **state.conditioning[branch]}
 
     def forward(self, inputs: Inputs, expert: str) -> Tensor:
         samples = list(inputs["sample"].to(self.dtype).unsqueeze(2).unbind(0))
