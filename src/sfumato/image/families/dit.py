@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
+from msgspec.structs import replace as changed
 from torch import Tensor
 
 from sfumato.core.spec import ImageSpec
@@ -42,9 +44,7 @@ class DiT(Family):
         return int(self.denoiser.config.num_embeds_ada_norm)
 
     def traits(self) -> ImageTraits:
-        from msgspec.structs import replace
-
-        return replace(super().traits(), num_classes=self.num_classes, has_text=False)
+        return changed(super().traits(), num_classes=self.num_classes, has_text=False)
 
     def check(self, spec: ImageSpec) -> None:
         """Labels instead of prompts."""
@@ -114,9 +114,7 @@ class DiT(Family):
             return super().step(state, noise_pred, arguments)
         assert state.latents is not None
         both = torch.cat([state.latents, state.latents])
-        result = state.timestep_scheduler.step(
-            torch.cat([noise_pred, noise_pred]), state.timestep, both, **arguments
+        latents, estimate = super().step(
+            replace(state, latents=both), torch.cat([noise_pred, noise_pred]), arguments
         )
-        estimate = result.get("pred_original_sample")
-        half = state.num_images
-        return result.prev_sample[:half], (result.prev_sample if estimate is None else estimate)[:half]
+        return latents[: state.num_images], estimate[: state.num_images]

@@ -18,6 +18,7 @@ from torch import Tensor
 from sfumato.core.spec import ImageSpec
 from sfumato.core.traits import ImageTraits
 from sfumato.errors import RequestError
+from sfumato.image.estimate import estimated
 from sfumato.image.schedule import allowed_schedulers, plan
 from sfumato.image.state import COND, UNCOND, ImageState, Inputs
 
@@ -218,13 +219,9 @@ class Family(ABC):
     def step(self, state: ImageState, noise_pred: Tensor, arguments: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Let the request's timestep scheduler take its step; return new latents and the estimate."""
         assert state.latents is not None
-        scheduler = state.timestep_scheduler
-        sigma = current_sigma(scheduler, state.timestep)
-        result = scheduler.step(noise_pred, state.timestep, state.latents, **arguments)
-        estimate = result.get("pred_original_sample")
-        if estimate is None:
-            estimate = state.latents - sigma * noise_pred if sigma is not None else result.prev_sample
-        return result.prev_sample, estimate
+        scheduler, latents = state.timestep_scheduler, state.latents
+        result = scheduler.step(noise_pred, state.timestep, latents, **arguments)
+        return result.prev_sample, estimated(scheduler, result, latents, noise_pred, state.timestep)
 
     # Pictures.
 
@@ -264,14 +261,6 @@ def pictures(decoded: Tensor) -> Tensor:
 def per_row(values: Tensor, like: Tensor) -> Tensor:
     """Shape [N] so that it multiplies [N, ...]."""
     return values.reshape(-1, *([1] * (like.dim() - 1)))
-
-
-def current_sigma(scheduler: Any, timestep: Tensor) -> Tensor | None:
-    """Return the noise level of a flow at a timestep, where the scheduler follows one."""
-    if "FlowMatch" not in type(scheduler).__name__:
-        return None
-    sigma: Tensor = timestep.float() / scheduler.config.num_train_timesteps
-    return sigma
 
 
 def shift_of(scheduler: Any, image_seq_len: int, *, max_shift: float = 1.15) -> float:
