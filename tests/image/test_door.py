@@ -11,8 +11,11 @@ from sfumato.config import EngineConfig
 from sfumato.core.spec import InputImage, TextSpec
 from sfumato.engine.build_image import LoadedPipeline
 from sfumato.errors import CheckpointError, ConfigError, NotSupported, RequestError
+from sfumato.image.door import ImageDoor
 from sfumato.image.families.registry import check_pipeline
-from tests.image.drawing import spec_for, start
+from tests.goldens.images import load_case_pipeline
+from tests.image.conftest import pipeline_folder
+from tests.image.drawing import pixels, run, spec_for, start
 
 
 def picture(height: int = 32, width: int = 32) -> InputImage:
@@ -25,7 +28,7 @@ def picture(height: int = 32, width: int = 32) -> InputImage:
 @pytest.mark.parametrize(
     ("asked", "field", "says"),
     [
-        ({"height": 36}, "height", "must be a multiple of 4, such as 36"),
+        ({"height": 34}, "height", "must be a multiple of 4, such as 32 or 36"),
         ({"height": 33}, "height", "such as 32 or 36"),
         ({"width": 0}, "width", "such as 4 or 8"),
         ({"num_inference_steps": 0}, "num_inference_steps", "between 1 and 1000"),
@@ -48,21 +51,46 @@ def picture(height: int = 32, width: int = 32) -> InputImage:
         ({"timesteps": (900, 500), "sigmas": (1.0, 0.5)}, "sigmas", "exclude each other"),
         ({"partial_images": 17}, "partial_images", "between 0 and 16"),
         ({"eta": 2.0}, "eta", "between 0.0 and 1.0"),
+        ({"eta": 0.5}, "eta", "not known to EulerDiscreteScheduler"),
+        ({"max_sequence_length": 50}, "max_sequence_length", "not known to stable-diffusion"),
     ],
 )
 def test_bad_requests(sd15: LoadedPipeline, asked: dict[str, Any], field: str, says: str) -> None:
-    if asked == {"height": 36}:
-        asked, says = {"height": 34}, "such as 32 or 36"
     with pytest.raises(RequestError, match=says) as raised:
-        start(sd15).add_request(spec_for(sd15, **asked)) and _begin(sd15, asked)
+        let_in(sd15, asked)
     assert raised.value.field == field
 
 
-def _begin(loaded: LoadedPipeline, asked: dict[str, Any]) -> None:
-    """Build the schedule too, which the door does when it lets a request in."""
-    from sfumato.image.stages import begin
+@pytest.mark.parametrize(
+    ("name", "asked", "field", "says"),
+    [
+        ("qwen-image", {"guidance_scale": 5.0}, "guidance_scale", "not known to qwen-image"),
+        (
+            "qwen-image",
+            {"true_cfg_scale": 3.0, "negative_prompt": None},
+            "true_cfg_scale",
+            "needs a negative",
+        ),
+        ("flux", {"true_cfg_scale": 3.0, "negative_prompt": None}, "true_cfg_scale", "needs a negative"),
+        ("dit", {"prompt": "a cat"}, "prompt", "draws classes"),
+        ("dit", {"class_labels": (1000,)}, "class_labels", "between 0 and 999"),
+        ("dit", {"height": 64}, "height", "draws 32 pixels only"),
+        ("dit", {"class_labels": ()}, "class_labels", "are missing"),
+        ("dit", {"negative_prompt": "blurry"}, "negative_prompt", "not known to dit"),
+        ("wan", {"num_frames": 6}, "num_frames", "such as 5 or 9"),
+        ("wan", {"guidance_scale_2": 3.0}, "guidance_scale_2", "needs a pipeline with two denoisers"),
+        ("z-image", {"image": picture()}, "image", "starts from no image"),
+    ],
+)
+def test_what_only_a_family_refuses(name: str, asked: dict[str, Any], field: str, says: str) -> None:
+    with pytest.raises(RequestError, match=says) as raised:
+        let_in(load_case_pipeline(pipeline_folder(name)), asked)
+    assert raised.value.field == field
 
-    begin(loaded.family, spec_for(loaded, **asked))
+
+def let_in(loaded: LoadedPipeline, asked: dict[str, Any]) -> None:
+    """Go through the door as a submission does."""
+    ImageDoor(loaded.family, max_latent_bytes=1 << 20, max_rows=32)("id", spec_for(loaded, **asked))
 
 
 def test_a_refused_schedule_is_answered_and_harms_nobody(sd15: LoadedPipeline) -> None:
@@ -85,8 +113,6 @@ def test_a_request_that_fits_no_step(sd15: LoadedPipeline) -> None:
 
 
 def test_text_is_not_for_image_engines(sd15: LoadedPipeline) -> None:
-    from sfumato.image.door import ImageDoor
-
     door = ImageDoor(sd15.family, max_latent_bytes=1 << 20, max_rows=8)
     text = TextSpec(prompt_ids=(1,), max_tokens=1, block_length=4, decoding=None)  # type: ignore[arg-type]
     with pytest.raises(RequestError, match="draws images"):
@@ -95,7 +121,7 @@ def test_text_is_not_for_image_engines(sd15: LoadedPipeline) -> None:
 
 def test_sd3_knows_only_flows(sd3: LoadedPipeline) -> None:
     with pytest.raises(NotSupported, match="is not one of DPMSolverMultistepScheduler, FlowMatchEuler"):
-        _begin(sd3, {"scheduler": "DDIMScheduler"})
+        let_in(sd3, {"scheduler": "DDIMScheduler"})
 
 
 @pytest.mark.parametrize(
@@ -116,3 +142,17 @@ def test_rows_of_the_deterministic_mode() -> None:
     for rows in (3, 6, 7):
         with pytest.raises(ConfigError, match=f"--deterministic-rows {rows} must be 1, 2 or a multiple of 4"):
             EngineConfig(model="m", deterministic_rows=rows).check()
+
+
+def test_layers_that_cannot_be_skipped(sd15: LoadedPipeline, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(type(sd15.family), "can_skip", False)
+    with pytest.raises(NotSupported, match="cannot skip layers") as raised:
+        let_in(sd15, {"clip_skip": 1})
+    assert raised.value.field == "clip_skip"
+
+
+@pytest.mark.parametrize("name", ["sd3", "sdxl"])
+def test_layers_that_are_skipped_change_the_picture(name: str) -> None:
+    loaded = load_case_pipeline(pipeline_folder(name))
+    plain, skipped = run(start(loaded), [spec_for(loaded), spec_for(loaded, clip_skip=1)])
+    assert pixels(plain) != pixels(skipped)

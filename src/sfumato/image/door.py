@@ -86,12 +86,17 @@ class ImageDoor:
         self._check_room(spec)
 
     def _check_fields(self, spec: ImageSpec) -> None:
-        for name, nothing in _FAMILY_FIELDS.items():
+        family = self.family
+        neutral = _FAMILY_FIELDS | {
+            "guidance_scale": family.default_guidance,
+            "max_sequence_length": family.max_sequence_length,
+        }
+        for name, nothing in neutral.items():
             asked = _ASKED_AS.get(name, name)
-            if getattr(spec, name) != nothing and asked not in self.family.fields:
-                known = ", ".join(sorted(self.family.fields))
+            if getattr(spec, name) != nothing and asked not in family.fields:
+                known = ", ".join(sorted(family.fields))
                 raise NotSupported(
-                    f"{asked} is not known to {self.family.name}; it knows {known}",
+                    f"{asked} is not known to {family.name}; it knows {known}",
                     field=asked,
                     value=getattr(spec, name),
                 )
@@ -102,6 +107,8 @@ class ImageDoor:
         counts = {"seed": len(spec.seeds) if len(spec.seeds) != 1 else num_images}
         if spec.negative_prompts is not None:
             counts["negative_prompt"] = len(spec.negative_prompts)
+        if self.family.traits().num_classes:
+            counts["class_labels"] = len(spec.class_labels)
         for name, count in counts.items():
             if count != num_images:
                 raise RequestError(f"{count} of {name} for {num_images} images", field=name, value=count)

@@ -88,6 +88,16 @@ def clone(template: Any, spec: ImageSpec) -> Any:
         ) from None
 
 
+def check_eta(scheduler: Any, spec: ImageSpec) -> None:
+    """Raise NotSupported for a share of noise that this class's steps do not take."""
+    if spec.eta and "eta" not in inspect.signature(scheduler.step).parameters:
+        raise NotSupported(
+            f"eta is not known to {type(scheduler).__name__}; DDIMScheduler, for instance, takes it",
+            field="eta",
+            value=spec.eta,
+        )
+
+
 def plan(scheduler: Any, spec: ImageSpec, *, sigmas: Any = None, mu: float | None = None) -> None:
     """Give a clone the request's timesteps, sigmas, or number of steps.
 

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sfumato.core.spec import ImageSpec, InputImage
 from sfumato.image.families.protocol import Encode, Family
-from sfumato.image.schedule import clone, start_at
+from sfumato.image.schedule import check_eta, clone, start_at
 from sfumato.image.state import Generators, ImageState
 
 
@@ -25,6 +25,7 @@ def begin(family: Family, spec: ImageSpec) -> ImageState:
     Raises RequestError where the scheduler's class refuses what was asked for.
     """
     scheduler = clone(family.pipeline.scheduler, spec)
+    check_eta(scheduler, spec)
     family.plan_schedule(scheduler, spec)
     timesteps = scheduler.timesteps
     if spec.image is not None:

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from sfumato.core.spec import ImageSpec
+from sfumato.errors import RequestError
 from sfumato.image.families.protocol import Family, falling_sigmas, shift_of
 from sfumato.image.schedule import plan
 from sfumato.image.state import ImageState
@@ -37,6 +38,16 @@ class Packed(Family):
     def is_guided(self, spec: ImageSpec) -> bool:
         """True guidance needs a negative prompt, as in the pipelines."""
         return spec.true_cfg_scale > 1.0 and spec.negative_prompts is not None
+
+    def check(self, spec: ImageSpec) -> None:
+        """A scale that was asked for, and would do nothing, is refused."""
+        is_asked = spec.true_cfg_scale not in (1.0, self.default_true_cfg)
+        if is_asked and spec.negative_prompts is None:
+            raise RequestError(
+                f"true_cfg_scale {spec.true_cfg_scale} needs a negative_prompt",
+                field="true_cfg_scale",
+                value=spec.true_cfg_scale,
+            )
 
     def edges(self, spec: ImageSpec) -> tuple[int, int]:
         """Return the latents along both edges."""

@@ -26,6 +26,7 @@ class QwenImage(Packed):
 
     def check(self, spec: ImageSpec) -> None:
         """A guidance-distilled checkpoint would need another input."""
+        super().check(spec)
         if self.denoiser.config.guidance_embeds:
             raise RequestError("this guidance-distilled checkpoint is not supported", field="model")
 
