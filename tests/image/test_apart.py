@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace as changed
 
 from sfumato.config import EngineConfig
-from sfumato.core.handover import Layout
+from sfumato.core.handover import Failed, Layout, StageAsk
 from sfumato.core.messages import FinishReason, Submit, Turn
+from sfumato.core.plan import RowKind
 from sfumato.engine.build_image import LoadedPipeline
 from sfumato.engine.image_engine import ImageEngine
 from sfumato.engine.image_peers import ImageHandover
@@ -171,6 +172,56 @@ def test_an_abort_while_a_peer_works(make_apart: MakeApart, sd15: LoadedPipeline
         apart.step()
     assert not apart.denoise.loop.live
     assert not apart.engines["encode"].loop.live
+
+
+def test_an_outcome_that_is_none_is_refused(make_apart: MakeApart, sd15: LoadedPipeline) -> None:
+    apart = make_apart(sd15)
+    _, back = apart.held("decode")
+    back.is_holding = True
+    request_id = apart.denoise.add_request(spec_for(sd15))
+    found = []
+    while not back.held:
+        found += [output for turn in apart.step() for output in turn.outputs]
+    (message, _), *_ = back.held
+    back.held[0] = (message, b"junk")
+    back.release()
+    while apart.denoise.has_work:
+        found += [output for turn in apart.step() for output in turn.outputs]
+    assert found[-1].request_id == request_id
+    assert pixels(found) == pixels(run(start(sd15, deterministic_rows=4), [spec_for(sd15)])[0])
+    counts = apart.handover.delegating.counts
+    assert (counts.refused, counts.failed) == (1, 1)
+
+
+def test_what_a_helper_cannot_do_is_answered(make_apart: MakeApart, sd15: LoadedPipeline) -> None:
+    apart = make_apart(sd15)
+    there, back = apart.held("decode")
+    back.is_holding = True
+    spec = spec_for(sd15)
+    asks = {
+        "wrong kind": (StageAsk(handover_id="a", kind=RowKind.ENCODE, branch="encode", spec=spec), b""),
+        "no latents": (StageAsk(handover_id="b", kind=RowKind.DECODE, branch="final", spec=spec), b"junk"),
+        "bad options": (
+            StageAsk(
+                handover_id="c",
+                kind=RowKind.DECODE,
+                branch="final",
+                spec=spec_for(sd15, scheduler="DDIMScheduler", scheduler_options={"beta_start": -1.0}),
+            ),
+            b"",
+        ),
+    }
+    for message, payload in asks.values():
+        there.send(message, payload)
+    apart.engines["decode"].step()
+    answers = [message for message, _ in back.held]
+    assert [type(answer) for answer in answers] == [Failed] * 3
+    assert [answer.handover_id for answer in answers] == ["a", "b", "c"]
+    # Asked twice, it is not begun again.
+    there.send(*asks["no latents"])
+    apart.engines["decode"].step()
+    assert len(back.held) == 3
+    assert not apart.engines["decode"].loop.live
 
 
 def test_roles_of_the_other_workload_are_refused(sd15: LoadedPipeline) -> None:

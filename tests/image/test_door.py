@@ -10,6 +10,8 @@ import pytest
 from sfumato.config import EngineConfig
 from sfumato.core.spec import InputImage, TextSpec
 from sfumato.engine.build_image import LoadedPipeline
+from sfumato.engine.engine import Engine
+from sfumato.engine.image_engine import ImageEngine
 from sfumato.errors import CheckpointError, ConfigError, NotSupported, RequestError
 from sfumato.image.door import ImageDoor
 from sfumato.image.families.registry import check_pipeline
@@ -156,3 +158,27 @@ def test_layers_that_are_skipped_change_the_picture(name: str) -> None:
     loaded = load_case_pipeline(pipeline_folder(name))
     plain, skipped = run(start(loaded), [spec_for(loaded), spec_for(loaded, clip_skip=1)])
     assert pixels(plain) != pixels(skipped)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"tensor_parallel": 2},
+        {"algorithm": "llada"},
+        {"block_length": 4},
+        {"page_size": 4},
+        {"mask_token_id": 4},
+        {"context_length": 64},
+    ],
+    ids=lambda options: next(iter(options)),
+)
+def test_options_of_language_models(sd15: LoadedPipeline, options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="is for language models"):
+        ImageEngine.load(sd15.path, **options)
+
+
+def test_options_of_image_models() -> None:
+    with pytest.raises(ConfigError, match="--deterministic-rows 4 is for images"):
+        Engine.load("sfumato-tiny-sdar", deterministic_rows=4)
+    with pytest.raises(CheckpointError, match="is no pipeline of components"):
+        ImageEngine.load("sfumato-tiny-sdar")

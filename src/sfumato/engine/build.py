@@ -73,6 +73,10 @@ class Loaded:
 def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> Loaded:
     """Read a checkpoint as configured. Raises ConfigError or CheckpointError."""
     config.check()
+    if config.deterministic_rows is not None:
+        raise ConfigError(
+            f"--deterministic-rows {config.deterministic_rows} is for images; {config.model} writes text"
+        )
     # Ranks of a replica take GPUs of their own; see `device_of_rank`.
     device = resolve_device(config.device, config.replica if config.tensor_parallel == 1 else 0)
     if config.num_threads is not None:

@@ -97,6 +97,9 @@ def _check(config: EngineConfig) -> None:
         "--algorithm": config.algorithm is not None,
         "--block-length": config.block_length is not None,
         "--page-size": config.page_size is not None,
+        "--mask-token-id": config.mask_token_id is not None,
+        "--eot-token-id": config.eot_token_id is not None,
+        "--context-length": config.context_length is not None,
     }
     for option, is_asked in asked.items():
         if is_asked:

@@ -109,9 +109,12 @@ class Lane:
             request.in_flight.append(rows[request_id])
         self._has_launched = True
         if not self.depth or (self.is_beside and self._is_short(plan)):
+            started = time.perf_counter()
             future: Future[Finished] = Future()
             future.set_result(self._run(plan, requests))
             self._launched.append((requests, future))
+            if self.is_beside:
+                self.waited_seconds += time.perf_counter() - started
             return
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "lane", initializer=self._prepare)

@@ -57,7 +57,6 @@ class Scheduler:
         self._clock = clock
         self._launch_id = 0
         self._step = 0
-        self._patience = _PATIENCE_STEPS
         self._prefill_streak = 0
         self._step_times = StepTimes()
         self.num_retractions = 0
@@ -124,9 +123,10 @@ class Scheduler:
         denoises = [candidate for candidate in candidates if not candidate.is_prefill]
         max_tokens = self._limits.max_step_tokens
         if self._is_shortest_first:
-            self._patience = max(_PATIENCE_STEPS, _PATIENCE_SHARE * len(candidates))
-            prefills.sort(key=lambda candidate: self._urgency(candidate.request))
-            denoises.sort(key=lambda candidate: self._urgency(candidate.request))
+            patience = max(_PATIENCE_STEPS, _PATIENCE_SHARE * len(candidates))
+            urgency = lambda candidate: self._urgency(candidate.request, patience)
+            prefills.sort(key=urgency)
+            denoises.sort(key=urgency)
             max_tokens = min(max_tokens, self._step_times.enough_tokens())
         else:
             # Who has not run for longest goes first, so that too small a budget serves all in turn.
@@ -146,9 +146,9 @@ class Scheduler:
     def _is_shortest_first(self) -> bool:
         return self._limits.order == "shortest"
 
-    def _urgency(self, request: Request) -> tuple[int, bool, int, int]:
+    def _urgency(self, request: Request, patience: int) -> tuple[int, bool, int, int]:
         """Order running requests: who lost patience first, then the least remaining work."""
-        is_patient = self._step - request.last_step < self._patience
+        is_patient = self._step - request.last_step < patience
         rank = request.standing.remaining if is_patient else request.last_step
         return (-request.priority, is_patient, rank, request.arrival)
 

@@ -57,10 +57,10 @@ class ImageDoor:
         if not isinstance(spec, ImageSpec):
             raise RequestError("this model draws images; ask it for one", field="model")
         self.check(spec)
-        return ImageWork(self._begun(spec), self.family, is_deterministic=self.is_deterministic)
+        return ImageWork(self.begin(spec), self.family, is_deterministic=self.is_deterministic)
 
-    def _begun(self, spec: ImageSpec) -> ImageState:
-        """Plan the schedule; a wrong option makes diffusers' classes raise whatever comes."""
+    def begin(self, spec: ImageSpec) -> ImageState:
+        """Plan the schedule. Raises RequestError for all that diffusers' classes raise at wrong options."""
         try:
             return begin(self.family, spec)
         except RequestError:

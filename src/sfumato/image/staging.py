@@ -17,7 +17,7 @@ class StageWork(ImageWork):
     """Runs one row of a peer's request; outcome: what it has made, None before."""
 
     def __init__(self, door: ImageDoor, spec: ImageSpec, kind: RowKind, branch: str, payload: bytes) -> None:
-        super().__init__(unpack_asked(door.family, spec, kind, payload), door.family)
+        super().__init__(unpack_asked(door.begin(spec), kind, payload), door.family)
         self.outcome: Any = None
         self._stage = (kind, branch)
 

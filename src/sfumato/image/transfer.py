@@ -15,10 +15,8 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from sfumato.core.plan import RowKind
-from sfumato.core.spec import ImageSpec
 from sfumato.errors import RequestError
 from sfumato.image.families.protocol import Family
-from sfumato.image.stages import begin
 from sfumato.image.state import Generators, ImageState, Inputs
 from sfumato.image.work import PREVIEW, Decoded
 
@@ -34,9 +32,8 @@ def pack_asked(state: ImageState, kind: RowKind, branch: str) -> bytes:
     return save({_LATENTS: latents.cpu().contiguous()})
 
 
-def unpack_asked(family: Family, spec: ImageSpec, kind: RowKind, payload: bytes) -> ImageState:
-    """Return a state from which a stage can be run. Raises RequestError."""
-    state = begin(family, spec)
+def unpack_asked(state: ImageState, kind: RowKind, payload: bytes) -> ImageState:
+    """Return a state that has just begun with what a stage reads. Raises RequestError."""
     if kind is RowKind.ENCODE:
         return state
     latents = _load(payload).get(_LATENTS)
