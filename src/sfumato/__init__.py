@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from sfumato.config import EngineConfig
     from sfumato.engine.engine import Choice, Engine
     from sfumato.engine.frontend import Delta, SamplingParams
+    from sfumato.engine.image_engine import Drawing, ImageEngine
+    from sfumato.engine.image_params import ImageParams
     from sfumato.engine.limits import Limits
     from sfumato.errors import SfumatoError
 
@@ -17,8 +19,11 @@ __version__ = "0.1.0"
 __all__ = [
     "Choice",
     "Delta",
+    "Drawing",
     "Engine",
     "EngineConfig",
+    "ImageEngine",
+    "ImageParams",
     "Limits",
     "SamplingParams",
     "SfumatoError",
@@ -30,6 +35,9 @@ _HOMES = {
     "Delta": "sfumato.engine.frontend",
     "Engine": "sfumato.engine.engine",
     "EngineConfig": "sfumato.config",
+    "Drawing": "sfumato.engine.image_engine",
+    "ImageEngine": "sfumato.engine.image_engine",
+    "ImageParams": "sfumato.engine.image_params",
     "Limits": "sfumato.engine.limits",
     "SamplingParams": "sfumato.engine.frontend",
     "SfumatoError": "sfumato.errors",
