@@ -185,7 +185,7 @@ class Pools:
             assert not engine.loop.live
             assert not engine.peers.fetching._fetches
             assert not engine.peers.fetching._drains
-            assert not engine.peers.fetching._tried
+            assert not engine.peers.fetching.roster.num_failed
             assert not engine.peers.filling._fills
 
     def close(self) -> None:

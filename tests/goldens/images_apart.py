@@ -47,7 +47,7 @@ class ApartEngine(ImageEngine):
     def meet(self) -> ApartEngine:
         """Wait until both helpers have said what they run."""
         end = time.monotonic() + _WAIT_SECONDS
-        while sum(bool(peer.kinds) for peer in self.handover.delegating.peers) < len(self.helpers):
+        while self.handover.delegating.roster.num_able < len(self.helpers):
             assert time.monotonic() < end, "an engine has not introduced itself"
             self.step()
         return self

@@ -26,9 +26,10 @@ from sfumato.core.handover import (
     StageAsk,
     StageDone,
 )
-from sfumato.core.plan import Row, RowKind, RowResult
+from sfumato.core.plan import Row, RowResult
 from sfumato.core.request import Request, Status
 from sfumato.core.spec import ImageSpec
+from sfumato.engine.roster import Roster
 from sfumato.errors import RequestError
 
 # What a stage reads, as bytes; and its outcome from bytes (RequestError where they are none).
@@ -46,16 +47,6 @@ class _Asked:
     row: Row
     link: Link
     asked_at: float
-
-
-@dataclass(slots=True)
-class _Peer:
-    """A link, what it runs, and how many stages it owes."""
-
-    link: Link
-    kinds: tuple[RowKind, ...] = ()
-    is_silent: bool = False
-    owed: int = 0
 
 
 @dataclass(slots=True)
@@ -82,44 +73,27 @@ class Delegating:
     def __post_init__(self) -> None:
         self._name = secrets.token_hex(8)
         self._serial = itertools.count()
-        self._peers: list[_Peer] = []
+        self.roster = Roster()
         self._asked: dict[str, _Asked] = {}
-        # Peers that have failed a request, by its id; it is not asked of them again.
-        self._tried: dict[str, list[Link]] = {}
-
-    @property
-    def peers(self) -> tuple[_Peer, ...]:
-        """Return the engines that may be asked."""
-        return tuple(self._peers)
 
     def takes(self, request: Request) -> bool:
         """Whether a running request's next stage can be asked of a peer."""
-        if not self._peers or request.status is not Status.RUNNING or request.in_flight or request.is_leaving:
+        if request.status is not Status.RUNNING or request.in_flight or request.is_leaving:
             return False
         rows = request.standing.denoise
-        return bool(rows) and self._choose(request, rows[0].kind) is not None
-
-    def _choose(self, request: Request, kind: RowKind) -> _Peer | None:
-        """Return the peer that owes least, of those that run this kind and have not failed this request."""
-        tried = self._tried.get(request.id, ())
-        able = [
-            peer
-            for peer in self._peers
-            if kind in peer.kinds and not peer.is_silent and peer.link not in tried
-        ]
-        return min(able, key=lambda peer: peer.owed, default=None)
+        return bool(rows) and self.roster.choose(request.id, rows[0].kind) is not None
 
     def ask(self, request: Request) -> None:
         """Give a request's next stage to a peer."""
         row = request.standing.denoise[0]
-        peer = self._choose(request, row.kind)
-        assert peer is not None
+        link = self.roster.choose(request.id, row.kind)
+        assert link is not None
         handover_id = f"{self._name}-{next(self._serial)}"
         request.status = Status.AWAY
         if request.started_at is None:
             request.started_at = self.clock()
-        self._asked[handover_id] = _Asked(handover_id, request, row, peer.link, self.clock())
-        peer.owed += 1
+        self._asked[handover_id] = _Asked(handover_id, request, row, link, self.clock())
+        self.roster.owe(link, 1)
         self.counts.asked += 1
         message = StageAsk(
             handover_id=handover_id,
@@ -128,16 +102,15 @@ class Delegating:
             spec=self.spec_of(request),
             priority=request.priority,
         )
-        peer.link.send(message, self.pack(request, row))
+        link.send(message, self.pack(request, row))
 
     def accept(self, event: PeerEvent, floor: Floor) -> None:
         """Act on what a peer sent, or on what happened to it."""
         match event.news:
             case LinkUp(prefills=True):
-                self._peers.append(_Peer(event.link))
+                self.roster.add(event.link)
             case Offer(kinds=kinds):
-                for peer in self._of(event.link):
-                    peer.kinds = kinds
+                self.roster.offer(event.link, kinds)
             case StageDone(handover_id=handover_id):
                 self._take(event, handover_id, floor)
             case Failed(handover_id=handover_id):
@@ -145,13 +118,13 @@ class Delegating:
                 if asked is not None:
                     self._give_up(asked)
             case LinkSilent():
-                self._set_silent(event.link, True)
+                self.roster.set_silent(event.link, True)
                 self._give_up_all(event.link)
             case LinkHeard():
-                self._set_silent(event.link, False)
+                self.roster.set_silent(event.link, False)
             case LinkLost():
                 self._give_up_all(event.link)
-                self._peers = [peer for peer in self._peers if peer.link is not event.link]
+                self.roster.remove(event.link)
 
     def _take(self, event: PeerEvent, handover_id: str, floor: Floor) -> None:
         """The arrival: it is acknowledged here, once, whether a forward runs or not."""
@@ -167,7 +140,7 @@ class Delegating:
         self._close(asked)
         self.counts.arrived += 1
         asked.link.send(Received(handover_id=handover_id))
-        self._tried.pop(asked.request.id, None)
+        self.roster.forgive(asked.request.id)
         floor.advance(asked.request, [RowResult(row=asked.row, outcome=outcome)])
 
     def _known(self, event: PeerEvent, handover_id: str) -> _Asked | None:
@@ -181,7 +154,7 @@ class Delegating:
         """The stage is asked of another peer, or run here."""
         self._close(asked)
         self.counts.failed += 1
-        self._tried.setdefault(asked.request.id, []).append(asked.link)
+        self.roster.fail(asked.request.id, asked.link)
         asked.request.status = Status.RUNNING
         asked.link.send(Cancel(handover_id=asked.handover_id))
 
@@ -191,15 +164,7 @@ class Delegating:
 
     def _close(self, asked: _Asked) -> None:
         del self._asked[asked.handover_id]
-        for peer in self._of(asked.link):
-            peer.owed -= 1
-
-    def _of(self, link: Link) -> list[_Peer]:
-        return [peer for peer in self._peers if peer.link is link]
-
-    def _set_silent(self, link: Link, is_silent: bool) -> None:
-        for peer in self._of(link):
-            peer.is_silent = is_silent
+        self.roster.owe(asked.link, -1)
 
     def expire(self) -> None:
         """Give up what nobody has answered in time."""
@@ -209,7 +174,7 @@ class Delegating:
 
     def let_go(self, request: Request) -> None:
         """A request ends while a peer runs a stage of it: the outcome is nobody's."""
-        self._tried.pop(request.id, None)
+        self.roster.forgive(request.id)
         for asked in [each for each in self._asked.values() if each.request is request]:
             self._close(asked)
             asked.link.send(Cancel(handover_id=asked.handover_id))

@@ -32,7 +32,9 @@ from sfumato.core.handover import (
     Received,
     RequestState,
 )
+from sfumato.core.plan import RowKind
 from sfumato.core.request import Request, Status
+from sfumato.engine.roster import Roster
 from sfumato.engine.scheduler import Scheduler
 from sfumato.errors import EngineError
 
@@ -88,15 +90,6 @@ class FetchCounts:
     tokens: int = 0
 
 
-@dataclass(slots=True)
-class _Peer:
-    """A link, whether it may be asked, and the tokens that it owes."""
-
-    link: Link
-    is_silent: bool = False
-    owed: int = 0
-
-
 @dataclass
 class Fetching:
     """Asks peers for the keys of known tokens.
@@ -115,11 +108,9 @@ class Fetching:
     def __post_init__(self) -> None:
         self._name = secrets.token_hex(8)
         self._serial = itertools.count()
-        self._peers: list[_Peer] = []
+        self.roster = Roster()
         self._fetches: dict[str, _Fetch] = {}
         self._drains: dict[str, _Drain] = {}
-        # Peers that have failed a request, by its id; it is not asked of them again.
-        self._tried: dict[str, list[Link]] = {}
 
     @property
     def num_draining_pages(self) -> int:
@@ -132,46 +123,40 @@ class Fetching:
 
     def takes(self, request: Request) -> bool:
         """Whether whole known blocks of a running request lack keys and a peer may be asked for them."""
-        if not self._peers or request.status is not Status.RUNNING:
+        if request.status is not Status.RUNNING:
             return False
         standing = request.standing
         if standing.missing is None or standing.missing.feeds or request.in_flight or request.is_leaving:
             return False
         if self._end(request) <= standing.cached_len:
             return False
-        return self._choose(request) is not None
+        return self.roster.choose(request.id, RowKind.PREFILL) is not None
 
     def _end(self, request: Request) -> int:
         """Return the end of the whole blocks that are known; the ragged rest is fed here."""
         size = request.standing.block_length
         return len(request.standing.known_tokens) // size * size
 
-    def _choose(self, request: Request) -> _Peer | None:
-        """Return the peer that owes least, of those that have not failed this request."""
-        tried = self._tried.get(request.id, ())
-        able = [peer for peer in self._peers if not peer.is_silent and peer.link not in tried]
-        return min(able, key=lambda peer: peer.owed, default=None)
-
     def ask(self, request: Request) -> None:
         """Reserve pages for everything that is known, then ask; without room the request is fed here."""
-        peer, lease = self._choose(request), request.lease
-        assert peer is not None
+        link, lease = self.roster.choose(request.id, RowKind.PREFILL), request.lease
+        assert link is not None
         assert isinstance(lease, PageLease)
         start, end = request.standing.cached_len, self._end(request)
         page_size = self.pages.pool.page_size
         if not self.pages.extend(lease, end // page_size):
-            self._tried[request.id] = [each.link for each in self._peers]
+            self.roster.fail_all(request.id)
             return
         handover_id = f"{self._name}-{next(self._serial)}"
         lease.become(LeaseState.PENDING)
         request.status = Status.AWAY
         self._fetches[handover_id] = _Fetch(
-            handover_id, request, lease, peer.link, start, end, heard_at=self.clock()
+            handover_id, request, lease, link, start, end, heard_at=self.clock()
         )
-        peer.owed += end - start
+        self.roster.owe(link, end - start)
         self.counts.asked += 1
         known = request.standing.known_tokens[:end]
-        peer.link.send(
+        link.send(
             Ask(
                 handover_id=handover_id,
                 state=RequestState(known_ids=known, block_length=request.standing.block_length),
@@ -193,9 +178,9 @@ class Fetching:
             case Drained():
                 self._take_drained(event, event.news)
             case LinkUp(prefills=True):
-                self._peers.append(_Peer(event.link))
+                self.roster.add(event.link, (RowKind.PREFILL,))
             case LinkHeard():
-                self._set_silent(event.link, False)
+                self.roster.set_silent(event.link, False)
             case LinkSilent():
                 self._note_silence(event.link)
             case LinkLost(is_over=is_over):
@@ -224,7 +209,7 @@ class Fetching:
                 self._refuse(fetch)
                 return
         fetch.heard_at = self.clock()
-        self._repay(fetch.link, blocks.end - fetch.received)
+        self.roster.owe(fetch.link, fetch.received - blocks.end)
         self.counts.tokens += blocks.end - fetch.received
         fetch.received = blocks.end
         _arrive(request, blocks.end, 0)
@@ -243,7 +228,7 @@ class Fetching:
         fetch.request.status = Status.RUNNING
         _arrive(fetch.request, fetch.end, done.nfe)
         self.counts.arrived += 1
-        self._tried.pop(fetch.request.id, None)
+        self.roster.forgive(fetch.request.id)
         fetch.link.send(Received(handover_id=fetch.handover_id))
 
     def _take_failed(self, event: PeerEvent, failed: Failed) -> None:
@@ -278,13 +263,13 @@ class Fetching:
 
     def _give_up(self, fetch: _Fetch) -> None:
         """Leave the pages to the peer until it has stopped; the request waits for others."""
-        self._tried.setdefault(fetch.request.id, []).append(fetch.link)
+        self.roster.fail(fetch.request.id, fetch.link)
         self._drain(fetch)
         self.scheduler.detach(fetch.request)
 
     def _resume(self, fetch: _Fetch) -> None:
         """The peer writes no more: the request keeps its pages and goes on from what has come."""
-        self._tried.setdefault(fetch.request.id, []).append(fetch.link)
+        self.roster.fail(fetch.request.id, fetch.link)
         self._close(fetch)
         self.counts.failed += 1
         fetch.lease.become(LeaseState.FAILED)
@@ -300,26 +285,16 @@ class Fetching:
 
     def _close(self, fetch: _Fetch) -> None:
         del self._fetches[fetch.handover_id]
-        self._repay(fetch.link, fetch.end - fetch.received)
+        self.roster.owe(fetch.link, fetch.received - fetch.end)
 
     def _release(self, handover_id: str) -> None:
         lease = self._drains.pop(handover_id).lease
         lease.become(LeaseState.FAILED)
         self.pages.pool.release(lease)
 
-    def _repay(self, link: Link, num_tokens: int) -> None:
-        for peer in self._peers:
-            if peer.link is link:
-                peer.owed -= num_tokens
-
-    def _set_silent(self, link: Link, is_silent: bool) -> None:
-        for peer in self._peers:
-            if peer.link is link:
-                peer.is_silent = is_silent
-
     def _note_silence(self, link: Link) -> None:
         """Ask it for nothing more, and wait for nothing that it owes."""
-        self._set_silent(link, True)
+        self.roster.set_silent(link, True)
         for fetch in [each for each in self._fetches.values() if each.link is link]:
             if link.is_fenced:
                 # Nothing of it is written that is not taken here, and from now on nothing is.
@@ -341,7 +316,7 @@ class Fetching:
                 self._release(handover_id)
             else:
                 drain.release_at = self.clock() + _LOST_SECONDS
-        self._peers = [peer for peer in self._peers if peer.link is not link]
+        self.roster.remove(link)
 
     def expire(self, floor: Floor) -> None:
         """Give up hand-overs without progress, and repeat cancels that nobody has answered."""
@@ -357,7 +332,7 @@ class Fetching:
 
     def let_go(self, request: Request) -> None:
         """Take over the pages of a request that ends while a peer fills them."""
-        self._tried.pop(request.id, None)
+        self.roster.forgive(request.id)
         for fetch in [each for each in self._fetches.values() if each.request is request]:
             request.lease = None
             self._drain(fetch)
