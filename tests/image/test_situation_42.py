@@ -47,9 +47,13 @@ def latents(loaded: LoadedPipeline, specs: list, **options: object) -> list[torc
 
 def unlike(loaded: LoadedPipeline) -> list:  # type: ignore[type-arg]
     """Return requests with different steps, guidance, negative prompts and timestep schedulers."""
+    # Families with true guidance take a scale only together with a negative prompt.
+    is_plain = "guidance_scale" in loaded.traits.fields
+    scale = "guidance_scale" if is_plain else "true_cfg_scale"
+    without = {"negative_prompt": None} if is_plain else {}
     plain = spec_for(loaded, seed=3, num_inference_steps=4)
-    guided = spec_for(loaded, seed=4, num_inference_steps=7, guidance_scale=2.5, negative_prompt=None)
-    unguided = spec_for(loaded, seed=5, num_inference_steps=5, guidance_scale=1.0)
+    guided = spec_for(loaded, seed=4, num_inference_steps=7, **{scale: 2.5}, **without)
+    unguided = spec_for(loaded, seed=5, num_inference_steps=5, **{scale: 1.0, "negative_prompt": None})
     other = spec_for(loaded, seed=6, num_inference_steps=6)
     solvers = ("UniPCMultistepScheduler", "DPMSolverMultistepScheduler")
     name = next(name for name in solvers if name != loaded.traits.scheduler)
