@@ -8,9 +8,9 @@ import msgspec
 class Record(msgspec.Struct, frozen=True, kw_only=True):
     """One request; times in seconds from the start of the run, on a monotonic clock.
 
-    due: when it was to be sent. chunks: when each piece of text, or each preview, came. prompt_tokens, nfe: as
-    the server reports them. output_tokens: as the server reports them, or counted by the tokenizer or, without
-    one, by pieces of text (counted_by).
+    due: when it was to be sent. chunks: when each piece of text, or each preview, came. prompt_tokens, nfe:
+    as the server reports them. output_tokens: as the server reports them, or counted by the tokenizer or,
+    without one, by pieces of text (counted_by).
     """
 
     index: int

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import typer
 
+from sfumato.serve.commands.bench import MANY, bench
 from sfumato.serve.commands.chat import chat
 from sfumato.serve.commands.evaluate import evaluate
 from sfumato.serve.commands.generate import generate
 from sfumato.serve.commands.generate_image import generate_image
 from sfumato.serve.commands.models import models
 from sfumato.serve.commands.serve import serve
+from sfumato.serve.commands.spreading import spreading
 
 
 def build_program() -> typer.Typer:
@@ -29,4 +31,5 @@ def build_program() -> typer.Typer:
     program.command("chat")(chat)
     program.command("models")(models)
     program.command("eval")(evaluate)
+    program.command("bench", cls=spreading(*MANY))(bench)
     return program
