@@ -69,6 +69,8 @@ def _draw_shares(axes: Axes, report: Report, run: Run) -> None:
 
 def _draw_course(axes: Axes, report: Report, run: Run) -> None:
     """Draw what came out and how many requests were open, slice by slice."""
+    from matplotlib.ticker import MaxNLocator
+
     end = max(record.ended for record in run.records)
     width = end / _SLICES
     made = [0.0] * _SLICES
@@ -84,7 +86,7 @@ def _draw_course(axes: Axes, report: Report, run: Run) -> None:
     beside.plot(middles, [_num_open(run, moment) for moment in middles], color="0.6", linewidth=1.2)
     beside.set_ylabel("open requests", color="0.4")
     beside.set_ylim(bottom=0)
-    beside.yaxis.get_major_locator().set_params(integer=True)
+    beside.yaxis.set_major_locator(MaxNLocator(integer=True))
     beside.grid(False)
 
 
