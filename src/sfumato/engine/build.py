@@ -14,6 +14,7 @@ from sfumato.config import EngineConfig, memory_bytes
 from sfumato.core.handover import Handover
 from sfumato.core.messages import Gauges
 from sfumato.core.protocols import Inbox, Outbox, WorkFactory
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request, Status
 from sfumato.core.spec import Decoding
 from sfumato.core.traits import ModelTraits
@@ -145,7 +146,12 @@ def operator_defaults(config: EngineConfig, traits: ModelTraits) -> ModelTraits:
 
 
 def build_loop(
-    loaded: Loaded, inbox: Inbox, outbox: Outbox, *, make_endpoint: MakeEndpoint | None = None
+    loaded: Loaded,
+    inbox: Inbox,
+    outbox: Outbox,
+    *,
+    make_endpoint: MakeEndpoint | None = None,
+    recorder: Recorder = UNRECORDED,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a loaded model with pages, scheduler, runner and loop.
 
@@ -180,6 +186,7 @@ def build_loop(
         announce=None if leader is None else Announcer(leader, store, page_size),
         shared=loaded.shared,
         peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
+        recorder=recorder,
     )
 
 
@@ -198,11 +205,12 @@ def assemble(
     announce: Announce | None = None,
     shared: SharedWeights | None = None,
     peering: Peering | None = None,
+    recorder: Recorder = UNRECORDED,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock."""
     pages = PageCache(num_pages, page_size)
-    scheduler = Scheduler(limits, pages, clock)
+    scheduler = Scheduler(limits, pages, clock, recorder)
     runner = TextRunner(
         model,
         traits,
@@ -211,6 +219,7 @@ def assemble(
         chunk_bytes=chunk_bytes,
         announce=announce,
         is_lockstep=shared is not None,
+        recorder=recorder,
     )
     door = TextDoor(
         traits=traits,
@@ -246,7 +255,7 @@ def assemble(
         inbox=inbox,
         outbox=outbox,
         scheduler=scheduler,
-        lanes=(Lane(launching, sync, depth=depth, prepare=_same_threads()),),
+        lanes=(Lane(launching, sync, depth=depth, prepare=_same_threads(), recorder=recorder),),
         make_work=make_work,
         gauges=gauges,
         handover=handover,

@@ -19,6 +19,7 @@ from msgspec.structs import replace
 from sfumato.core.messages import Usage
 from sfumato.core.plan import ALL_KINDS, Row, RowKind, RowResult, StepPlan, StepResult
 from sfumato.core.protocols import Runner, Sync
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Progress, Request, Standing, Status
 
 
@@ -72,10 +73,12 @@ class Lane:
         kinds: frozenset[RowKind] = ALL_KINDS,
         is_beside: bool = False,
         is_short: Callable[[StepPlan], bool] = lambda plan: False,
+        recorder: Recorder = UNRECORDED,
     ) -> None:
         self.kinds = kinds
         self.is_beside = is_beside
         self._is_short = is_short
+        self._recorder = recorder
         self.runner = runner
         self.sync = sync
         self.depth = depth
@@ -148,14 +151,19 @@ class Lane:
 
     def _run(self, plan: StepPlan, requests: Mapping[str, Request]) -> Finished:
         """Run what a plan has come to by now, and let each request take its results."""
+        with self._recorder.step(plan):
+            return self._step(plan, requests)
+
+    def _step(self, plan: StepPlan, requests: Mapping[str, Request]) -> Finished:
         started = time.perf_counter()
         idle_seconds, resolved = started - self._free_since, _resolved(plan, requests)
         result = StepResult(launch_id=plan.launch_id, rows=())
         if resolved.forward or self.sync.is_shared:
             result = self.runner.launch(resolved, requests)
-        outcomes = {
-            request_id: _advance(requests[request_id], rows) for request_id, rows in _by_request(result)
-        }
+        with self._recorder.region("advance"):
+            outcomes = {
+                request_id: _advance(requests[request_id], rows) for request_id, rows in _by_request(result)
+            }
         self._free_since = time.perf_counter()
         return Finished(plan, requests, result, outcomes, idle_seconds)
 

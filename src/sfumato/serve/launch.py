@@ -14,6 +14,7 @@ import msgspec
 from sfumato.config import EngineConfig
 from sfumato.engine.peer_config import PeerConfig
 from sfumato.engine.pools import PoolSizes, start_pools
+from sfumato.engine.profile_config import ProfileConfig
 from sfumato.engine.replicas import Replicas
 from sfumato.engine.wire import Loading
 from sfumato.errors import ConfigError
@@ -55,6 +56,10 @@ class Planned:
             )
         config = msgspec.structs.replace(config, num_replicas=pools.num_engines)
         return replace(self, config=config, helper_roles=pools.helper_roles)
+
+    def with_profile(self, profile: ProfileConfig | None) -> Planned:
+        """Return the same model with its steps recorded."""
+        return replace(self, config=msgspec.structs.replace(self.config, profile=profile))
 
     def replicas(self) -> list[EngineConfig]:
         """Return the configuration of each of its engines; CPU threads and given memory are shared out."""

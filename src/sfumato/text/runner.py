@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.core.plan import Decision, RowResult, Scores, StepPlan, StepResult
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
@@ -59,6 +60,7 @@ class TextRunner:
         chunk_bytes: int,
         announce: Announce | None = None,
         is_lockstep: bool = False,
+        recorder: Recorder = UNRECORDED,
     ) -> None:
         self._model = model
         self._traits = traits
@@ -67,6 +69,7 @@ class TextRunner:
         self._chunk_bytes = chunk_bytes
         self._announce = announce
         self._is_lockstep = is_lockstep
+        self._recorder = recorder
 
     @torch.inference_mode()
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
@@ -100,6 +103,41 @@ class TextRunner:
     def _run(self, plan: StepPlan, live: Mapping[str, Request]) -> list[RowResult]:
         # A text lane only ever holds text work and scoring.
         works = {row.request_id: cast(Readable, live[row.request_id].work) for row in plan.rows}
+        region = self._recorder.region
+        with region("layout"):
+            batch, outputs = self._laid_out(plan, live, works)
+        with region("forward"):
+            hidden = self._model.hidden(batch)
+            failures = _not_finite_hidden(outputs, hidden)
+        windows = [output.window for output in outputs if output.window is not None]
+        decisions: dict[str, Decision] = {}
+        scores: dict[int, Scores] = {}
+        readings = readings_of(outputs)
+        if readings:
+            with region("statistics"):
+                packed = compute_statistics(
+                    hidden,
+                    self._model.head,
+                    readings,
+                    vocab_size=self._traits.vocab_size,
+                    chunk_bytes=self._chunk_bytes,
+                    embed=self._model.soft_embedding if self._traits.has_self_conditioning else None,
+                )
+                failures |= _not_finite(outputs, packed)
+            with region("decide"):
+                decisions = decide(windows, packed) if windows else {}
+                scores = read_scores(outputs, packed)
+        results = []
+        for index, row in enumerate(plan.rows):
+            decision = decisions.get(row.request_id) if is_decided_by(row.kind, row.branch) else None
+            error = failures.get(row.request_id)
+            results.append(RowResult(row=row, decision=decision, scores=scores.get(index), error=error))
+        return results
+
+    def _laid_out(
+        self, plan: StepPlan, live: Mapping[str, Request], works: Mapping[str, Readable]
+    ) -> tuple[Batch, list[Output]]:
+        """Return the tensors of a plan's forward and what is read of each row; other ranks hear of both."""
         fed = []
         for row in plan.rows:
             lease = live[row.request_id].lease
@@ -116,30 +154,7 @@ class TextRunner:
         )
         if self._announce is not None:
             self._announce(fed, output_tokens)
-        hidden = self._model.hidden(batch)
-        failures = _not_finite_hidden(outputs, hidden)
-        windows = [output.window for output in outputs if output.window is not None]
-        decisions: dict[str, Decision] = {}
-        scores: dict[int, Scores] = {}
-        readings = readings_of(outputs)
-        if readings:
-            packed = compute_statistics(
-                hidden,
-                self._model.head,
-                readings,
-                vocab_size=self._traits.vocab_size,
-                chunk_bytes=self._chunk_bytes,
-                embed=self._model.soft_embedding if self._traits.has_self_conditioning else None,
-            )
-            failures |= _not_finite(outputs, packed)
-            decisions = decide(windows, packed) if windows else {}
-            scores = read_scores(outputs, packed)
-        results = []
-        for index, row in enumerate(plan.rows):
-            decision = decisions.get(row.request_id) if is_decided_by(row.kind, row.branch) else None
-            error = failures.get(row.request_id)
-            results.append(RowResult(row=row, decision=decision, scores=scores.get(index), error=error))
-        return results
+        return batch, outputs
 
 
 def _not_finite_hidden(outputs: Sequence[Output], hidden: Tensor) -> dict[str, str]:
