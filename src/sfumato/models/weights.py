@@ -105,7 +105,12 @@ def _with_memory(
     model: LanguageModel, targets: dict[str, Target], dtype: torch.dtype, device: str
 ) -> LanguageModel:
     """Allocate a meta model's parameters, uninitialised."""
-    model = model.to(dtype).to_empty(device=device).eval()
+    for module in model.modules():
+        # `to_empty` would do, but for meta tensors it loads sympy, which takes most of a second.
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            empty = torch.empty(parameter.shape, dtype=dtype, device=device)
+            setattr(module, leaf, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+    model = model.eval()
     if model.shape.tied:
         model.output.weight = model.embedding
     for name in {target.parameter for target in targets.values() if target.is_float32}:

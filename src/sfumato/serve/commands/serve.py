@@ -12,7 +12,7 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -24,13 +24,12 @@ from sfumato.engine.torchrun import is_torchrun, placed
 from sfumato.engine.wire import EngineInfo, Loading
 from sfumato.errors import ConfigError
 from sfumato.serve.commands import options, peer_options
-from sfumato.serve.commands.banner import print_banner
 from sfumato.serve.launch import Planned, share_out
-from sfumato.serve.prefill import run_prefill
-from sfumato.serve.registry import Registry
-from sfumato.serve.server import run_server
 from sfumato.serve.settings import ServerSettings
 from sfumato.serve.settings_file import ModelSettings, parse_bytes, parse_parameters, read_settings
+
+if TYPE_CHECKING:
+    from sfumato.serve.registry import Registry
 
 _ENGINE = "Engine"
 _PROFILE = "Profile"
@@ -320,6 +319,9 @@ def _plan(
 
 def _run(planned: Sequence[Planned], settings: ServerSettings) -> int:
     """Serve, with a progress bar while models load and a banner when the door is open."""
+    from sfumato.serve.prefill import run_prefill
+    from sfumato.serve.server import run_server
+
     errors = Console(stderr=True)
     # A prompt beyond the context is refused with a message of our own; the tokenizer warns trainers.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
@@ -343,6 +345,8 @@ def _run(planned: Sequence[Planned], settings: ServerSettings) -> int:
             progress.update(bars[label], completed=loading.num_bytes, total=total)
 
         def on_ready(registry: Registry, port: int) -> None:
+            from sfumato.serve.commands.banner import print_banner
+
             progress.stop()
             print_banner(Console(), registry, settings, port)
 
