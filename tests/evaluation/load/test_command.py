@@ -151,7 +151,7 @@ def test_a_whole_benchmark_loads_no_torch(url: list[str], tmp_path: Path) -> Non
         "import sys\n"
         "from sfumato.serve.cli import run\n"
         f"assert run({arguments}) == 0\n"
-        "assert not {'torch', 'matplotlib'} & set(sys.modules)\n"
+        "assert not {'torch', 'transformers', 'matplotlib', 'fastapi'} & set(sys.modules)\n"
     )
     subprocess.run([sys.executable, "-c", code], check=True, stdout=subprocess.DEVNULL)
     assert json.loads((tmp_path / "run.json").read_text())["settings"]["counts"] == "tokens"
