@@ -90,6 +90,25 @@ def test_pictures_are_measured(
     assert "pictures/s" in plot.read_text()
 
 
+def test_the_path_may_be_left_out(script: Script, url: list[str]) -> None:
+    assert run(["bench", "--base-url", url[2].removesuffix("/v1"), *QUICK]) == 0
+    assert len(script.bodies) == 8
+
+
+def test_conversations_are_for_chat_alone(
+    script: Script, url: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "chats.jsonl"
+    path.write_text('{"messages": [{"role": "user", "content": "a"}]}')
+    assert run([*url, *QUICK, "--dataset", str(path)]) == 0
+    assert script.bodies[0]["messages"] == [{"role": "user", "content": "a"}]
+    assert "max_tokens" not in script.bodies[0]
+    del script.bodies[:]
+    assert run([*url, *QUICK, "--dataset", str(path), "--endpoint", "completions"]) == 1
+    assert f"--dataset {path} has messages; --endpoint completions takes texts" in capsys.readouterr().err
+    assert script.bodies == []
+
+
 def test_some_failures_are_shown_and_all_are_an_error(
     script: Script, url: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
 
+from sfumato.errors import ConfigError
 from sfumato.evaluation.address import Address
 from sfumato.evaluation.load.arrivals import Load
 from sfumato.evaluation.load.asking import Asker, Endpoint
@@ -47,8 +48,13 @@ class Benchmark:
     settings: dict[str, Any]
 
     def prompts(self, count: int, seed: int) -> list[Prompt]:
-        """Return what a run asks."""
-        return self.workload.prompts(count, tokenizer=self.tokenizer, seed=seed)
+        """Return what a run asks. Raises ConfigError for conversations where only texts can be sent."""
+        prompts = self.workload.prompts(count, tokenizer=self.tokenizer, seed=seed)
+        if self.endpoint_name != "chat" and not all(isinstance(prompt.content, str) for prompt in prompts):
+            raise ConfigError(
+                f"--dataset {self.workload.dataset} has messages; --endpoint {self.endpoint_name} takes texts"
+            )
+        return prompts
 
     def described(self) -> dict[str, Any]:
         """Return the settings that all runs share."""

@@ -7,6 +7,7 @@ import sys
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
+from urllib.parse import urlsplit
 
 import typer
 from rich.console import Console
@@ -42,7 +43,7 @@ _SHOWN_ERRORS = 5
 
 def bench(
     base_url: Annotated[
-        str, typer.Option(help="Any OpenAI-compatible server, as http://host:port/v1.")
+        str, typer.Option(help="Any OpenAI-compatible server, as http://host:port/v1 (/v1 may be left out).")
     ] = "http://127.0.0.1:8000/v1",
     api_key: Annotated[
         str | None, typer.Option(envvar="SFUMATO_API_KEY", help="The server's key.", show_default=False)
@@ -202,7 +203,7 @@ def bench(
     asked = {"size": size, "num_inference_steps": steps} if draws else {"ignore_eos": ignore_eos or None}
     fields: dict[str, Any] = {name: value for name, value in asked.items() if value is not None}
     fields |= parse_parameters("--extra-body", extra_body) or {}
-    address = Address(base_url, api_key, "--base-url")
+    address = Address(_with_path(base_url), api_key, "--base-url")
     name = str(address.find_model(model)["id"])
     counter = None if draws else find_tokenizer(tokenizer, name)
     benchmark = Benchmark(
@@ -221,6 +222,11 @@ def bench(
         settings={"extra_body": fields, "previews": previews if draws else None},
     )
     return _show(_run(benchmark), output, plot)
+
+
+def _with_path(url: str) -> str:
+    """Return a server's url with the path that OpenAI's clients expect, where it has none."""
+    return url if urlsplit(url).path.strip("/") else f"{url.rstrip('/')}/v1"
 
 
 def _check_results(output: Path | None, plot: Path | None) -> None:
