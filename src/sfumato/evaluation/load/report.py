@@ -110,8 +110,12 @@ def _latencies(report: Report, run: Run) -> Table:
         if found is None or (name in _OPEN_ONLY and not run.load.is_open):
             continue
         figures = (found.mean, found.median, found.p90, found.p95, found.p99, found.max)
-        table.add_row(title.format(piece=report.piece), *(f"{1000 * each:.1f}" for each in figures))
+        table.add_row(title.format(piece=report.piece), *map(_milliseconds, figures))
     return table
+
+
+def _milliseconds(seconds: float) -> str:
+    return f"{1000 * seconds:.{1 if seconds < 1 else 0}f}"
 
 
 def sweep_table(report: Report) -> Table:
