@@ -119,15 +119,10 @@ def _draw_sweep(axes: Axes, report: Report, title: str, name: str) -> None:
     axes.plot(rates, [found.p95 for _, found, _ in places], marker="s", label="95th percentile")
     for rate, found, load in places:
         axes.annotate(
-            load.short,
-            (rate, found.median),
-            xytext=(0, -14),
-            textcoords="offset points",
-            ha="center",
-            fontsize=8,
+            load.short, (rate, found.p95), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8
         )
     axes.set_xlabel("pictures/s" if report.draws else "output tokens/s")
     axes.set_ylabel(title)
+    axes.margins(x=0.08, y=0.12)
     axes.set_ylim(bottom=0)
-    axes.margins(x=0.08)
     axes.legend(frameon=False, fontsize=9)
