@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Fields that are called otherwise on the command line.
 _OPTIONS = {"num_replicas": "data-parallel", "num_threads": "threads"}
-OVERLAPS = ("auto", "on", "off")
+OVERLAPS = ("auto", "on", "device", "off")
 # A rank that has not answered for so many seconds is taken for lost.
 DEFAULT_RANK_TIMEOUT = 15.0
 
@@ -31,7 +31,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     need, within a share of the memory. page_size: tokens per page; None: the model's block length.
     num_threads: CPU threads of the forward; None: torch decides.
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
-    overlap: "on" launches a step while the one before runs, "auto" where that was measured to be faster.
+    overlap: "on" plans a step while the one before runs, "device" also launches it before that one's outcome
+    is read; "auto": off on a CPU, where that was measured to be faster, "device" on a GPU.
     deterministic_rows: images only: every forward has exactly so many rows, so that a result does not depend
     on its neighbours in a single bit. num_replicas, replica: engines that serve this model on this machine,
     and which of them this one is.
@@ -130,6 +131,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.data_parallel_attention > 1 and self.rendezvous is None:
             raise ConfigError(
                 f"{self.data_parallel_attention} ranks of --data-parallel-attention need a rendezvous"
+            )
+        if self.overlap == "device" and (self.tensor_parallel > 1 or self.data_parallel_attention > 1):
+            raise ConfigError(
+                "--overlap device does not go with --tensor-parallel, --data-parallel-attention: ranks that "
+                "follow are sent the tokens of each forward; --overlap on does"
             )
         if self.tensor_parallel > 1 and not self.peering.is_alone:
             raise ConfigError(

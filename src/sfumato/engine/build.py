@@ -17,6 +17,7 @@ from sfumato.core.protocols import Inbox, Outbox, WorkFactory
 from sfumato.core.request import Request, Status
 from sfumato.core.spec import Decoding
 from sfumato.core.traits import ModelTraits
+from sfumato.engine.ahead import Ahead
 from sfumato.engine.lane import Lane
 from sfumato.engine.limits import Limits
 from sfumato.engine.loop import EngineLoop
@@ -177,6 +178,7 @@ def build_loop(
         limits=config.limits,
         chunk_bytes=config.max_chunk_bytes,
         depth=_depth(config, loaded.device),
+        is_ahead=_is_ahead(config, loaded.device),
         announce=None if leader is None else Announcer(leader, store, page_size),
         shared=loaded.shared,
         peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
@@ -195,12 +197,16 @@ def assemble(
     limits: Limits,
     chunk_bytes: int,
     depth: int = 0,
+    is_ahead: bool = False,
     announce: Announce | None = None,
     shared: SharedWeights | None = None,
     peering: Peering | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
-    """Join a model that is there already; tests bring their own model and clock."""
+    """Join a model that is there already; tests bring their own model and clock.
+
+    is_ahead: at depth 1 launches begin before the outcome of the one before is read.
+    """
     pages = PageCache(num_pages, page_size)
     scheduler = Scheduler(limits, pages, clock)
     runner = TextRunner(
@@ -246,7 +252,15 @@ def assemble(
         inbox=inbox,
         outbox=outbox,
         scheduler=scheduler,
-        lanes=(Lane(launching, sync, depth=depth, prepare=_same_threads()),),
+        lanes=(
+            Lane(
+                launching,
+                sync,
+                depth=depth,
+                prepare=_same_threads(),
+                ahead=Ahead(runner) if is_ahead else None,
+            ),
+        ),
         make_work=make_work,
         gauges=gauges,
         handover=handover,
@@ -260,7 +274,13 @@ def _depth(config: EngineConfig, device: str) -> int:
     if config.overlap == "auto":
         # On a CPU the host's share is so small that hiding it gains nothing (`benchmarks/modes.py`).
         return int(device != "cpu")
-    return int(config.overlap == "on")
+    return int(config.overlap != "off")
+
+
+def _is_ahead(config: EngineConfig, device: str) -> bool:
+    """Whether launches begin before the outcome of the one before is read: ranks that follow need it."""
+    is_alone = config.tensor_parallel == 1 and config.data_parallel_attention == 1
+    return is_alone and (config.overlap == "device" or (config.overlap == "auto" and device != "cpu"))
 
 
 def _same_threads() -> Callable[[], None]:

@@ -152,7 +152,7 @@ def build_image_loop(
         lane(
             DenoiseRunner(family, num_rows=config.deterministic_rows),
             RowKind.DENOISE,
-            int(config.overlap == "on"),
+            int(config.overlap in ("on", "device")),
         ),
         lane(DecodeRunner(family), RowKind.DECODE, 1),
     )

@@ -121,7 +121,8 @@ def serve(
     overlap: Annotated[
         str | None,
         typer.Option(
-            help="on: a step is launched while the one before runs; off; auto: where that is faster.",
+            help="on: a step is planned while the one before runs; device: it is launched before that one's "
+            "outcome is read; off; auto: off on a CPU, device on a GPU.",
             rich_help_panel=_ENGINE,
             show_default="auto",
         ),
