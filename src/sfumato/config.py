@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 # Fields that are called otherwise on the command line.
 _OPTIONS = {"num_replicas": "data-parallel", "num_threads": "threads"}
+QUANTIZATIONS = ("int8",)
 OVERLAPS = ("auto", "on", "device", "off")
 # A rank that has not answered for so many seconds is taken for lost.
 DEFAULT_RANK_TIMEOUT = 15.0
@@ -37,6 +38,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     on its neighbours in a single bit. num_replicas, replica: engines that serve this model on this machine,
     and which of them this one is.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
+    quantization: "int8" holds the weights of all layers in eight bits (CPU); None: as the checkpoint says.
     tensor_parallel: ranks that run every forward together, each with a part of the model.
     data_parallel_attention: ranks with requests of their own that share the weights of the experts, or of the
     MLPs where there are none. rank: which of them this is. rendezvous: host:port where they meet, if somebody
@@ -60,6 +62,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_length: int | None = None
     context_length: int | None = None
     overlap: str = "auto"
+    quantization: str | None = None
     num_replicas: int = 1
     replica: int = 0
     deterministic_rows: int | None = None
@@ -87,6 +90,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             eot_token_id=self.eot_token_id,
             block_length=self.block_length,
             context_length=self.context_length,
+            quantization=self.quantization,
         )
 
     def check(self) -> None:
@@ -115,6 +119,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.overlap not in OVERLAPS:
             raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise ConfigError(
+                f"--quantization {self.quantization!r} is not one of {', '.join(QUANTIZATIONS)}"
+            )
         self._check_ranks()
         self.peering.check()
         if self.parameters and self.algorithm is None:

@@ -84,6 +84,10 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
         torch.set_num_threads(config.num_threads)
     folder = read_folder(config.model, config.overrides())
     dtype = choose_dtype(config, folder, device)
+    if folder.quantization is not None and (device != "cpu" or config.data_parallel_attention > 1):
+        raise ConfigError(
+            f"quantization {folder.quantization} is for CPUs, and does not go with --data-parallel-attention"
+        )
     traits = operator_defaults(config, folder.traits)
     leader = shared = None
     if config.tensor_parallel > 1:
@@ -115,7 +119,7 @@ def choose_dtype(config: EngineConfig, folder: Folder, device: str) -> torch.dty
     dtype = resolve_dtype(config.dtype, folder.config)
     if config.dtype != "auto" or dtype is not torch.bfloat16 or device != "cpu" or has_bfloat16():
         return dtype
-    num_bytes = 4 * count_parameters(build_on_meta(folder.config)[1])
+    num_bytes = (4 if folder.quantization is None else 1) * count_parameters(build_on_meta(folder.config)[1])
     return torch.float32 if num_bytes <= _WIDE_SHARE * memory_bytes() else dtype
 
 

@@ -127,6 +127,13 @@ def serve(
             show_default="auto",
         ),
     ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            help="int8: weights of all layers in eight bits, made while loading (CPU).",
+            rich_help_panel=_ENGINE,
+        ),
+    ] = None,
     data_parallel: Annotated[
         int | None,
         typer.Option(
@@ -206,6 +213,7 @@ def serve(
         policy=policy,
         order=order,
         overlap=overlap,
+        quantization=quantization,
         data_parallel=data_parallel,
         data_parallel_attention=data_parallel_attention,
         max_running_requests=max_running_requests,
