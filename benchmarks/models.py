@@ -12,6 +12,7 @@ from sfumato.engine.build import Loaded
 from sfumato.engine.limits import Limits
 from sfumato.models.decoder import Decoder, DecoderShape
 from sfumato.models.folder import Folder
+from sfumato.models.int8 import quantized_weight
 from sfumato.models.layers import has_bfloat16
 
 # Hidden 768, 12 layers, vocabulary 32000: 148 million parameters.
@@ -49,8 +50,23 @@ def random_model(shape: DecoderShape, dtype: torch.dtype, *, pack: bool) -> Deco
     return model
 
 
-def random_loaded(family: str, dtype: torch.dtype, block_length: int, limits: Limits) -> Loaded:
-    """Return a random model of about 150 million parameters as an engine takes it."""
+def narrowed(model: Decoder) -> Decoder:
+    """Hold a plain model's layers in eight bits and pack them."""
+    plain = dict(model.named_parameters())
+    model.quantize()
+    for name, parameter in model.named_parameters():
+        if parameter.dtype is torch.int8:
+            weight, scale = quantized_weight(plain[name])
+            parameter.copy_(weight)
+            model.get_parameter(f"{name}_scale").copy_(scale)
+    model.pack()
+    return model
+
+
+def random_loaded(
+    family: str, dtype: torch.dtype, block_length: int, limits: Limits, *, is_narrow: bool = False
+) -> Loaded:
+    """Return a random model of about 150 million parameters as an engine takes it; is_narrow: int8."""
     is_causal = family == "sdar"
     traits = ModelTraits(
         family=family,
@@ -68,12 +84,16 @@ def random_loaded(family: str, dtype: torch.dtype, block_length: int, limits: Li
         head_dim=SHAPE.head_dim,
         default_algorithm=family,
     )
-    return loaded_of(traits, SHAPE, dtype, limits)
+    return loaded_of(traits, SHAPE, dtype, limits, is_narrow=is_narrow)
 
 
-def loaded_of(traits: ModelTraits, shape: DecoderShape, dtype: torch.dtype, limits: Limits) -> Loaded:
+def loaded_of(
+    traits: ModelTraits, shape: DecoderShape, dtype: torch.dtype, limits: Limits, *, is_narrow: bool = False
+) -> Loaded:
     """Return a random model of any shape as an engine takes it."""
     config = EngineConfig(model=f"random-{traits.family}", device="cpu", kv_memory=512 << 20, limits=limits)
     folder = Folder(name=config.model, path=Path("/nonexistent"), config={}, generation={}, traits=traits)
-    model = random_model(shape, dtype, pack=True)
+    model = random_model(shape, dtype, pack=not is_narrow)
+    if is_narrow:
+        model = narrowed(model)
     return Loaded(config=config, folder=folder, traits=traits, model=model, dtype=dtype, device="cpu")

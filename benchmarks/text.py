@@ -8,6 +8,7 @@ depend on how many there are: it is timed on NAIVE_REQUESTS of each pair's promp
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import platform
 import random
 import resource
@@ -20,7 +21,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks import cached, joint
+from benchmarks import cached, joint, roofline
 from benchmarks.models import MASK_ID, fast_dtype, random_loaded, random_model
 from benchmarks.naive import llada_generate, sdar_generate
 from sfumato import Engine, EngineConfig, Limits, SamplingParams
@@ -83,6 +84,7 @@ class Run:
     nfe: float
     host_share: float
     host_ms: float
+    seconds: float = 0.0
 
 
 def run_naive(setting: Setting, prompts: list[list[int]]) -> Run:
@@ -128,24 +130,35 @@ def run_engine(setting: Setting, engine: Engine, prompts: list[list[int]]) -> Ru
         nfe=statistics.mean(choice.usage.nfe for choice in choices),
         host_share=host / seconds,
         host_ms=host / len(engine.steps) * 1e3,
+        seconds=seconds,
     )
+
+
+def make_prompts(setting: Setting, batch: int) -> Callable[[], list[list[int]]]:
+    """Return what draws prompts, the same in every run."""
+    rng = random.Random(batch)
+    return lambda: [
+        [rng.randrange(3, setting.loaded.traits.vocab_size - 1) for _ in range(setting.prompt_len)]
+        for _ in range(batch)
+    ]
 
 
 def measure(
     setting: Setting, batch: int, num_pairs: int, table: Table, profile: ProfileConfig | None
 ) -> None:
     """Run pairs after a warm-up and add a row of medians; a profile is of a run that is not counted."""
-    engine = Engine.from_loaded(setting.loaded)
-    rng = random.Random(batch)
-    make: Callable[[], list[list[int]]] = lambda: [
-        [rng.randrange(3, setting.loaded.traits.vocab_size - 1) for _ in range(setting.prompt_len)]
-        for _ in range(batch)
-    ]
+    machine = roofline.measured(setting.loaded.dtype, torch.get_num_threads())
+    counted = roofline.Counted(setting.loaded.model, machine)
+    engine = Engine.from_loaded(dataclasses.replace(setting.loaded, model=counted))
+    make = make_prompts(setting, batch)
     run_engine(setting, engine, make())
-    pairs = []
+    pairs, shares = [], []
     for _ in range(num_pairs):
         prompts = make()
-        pairs.append((run_naive(setting, prompts[:NAIVE_REQUESTS]), run_engine(setting, engine, prompts)))
+        naive_run = run_naive(setting, prompts[:NAIVE_REQUESTS])
+        counted.reset()
+        pairs.append((naive_run, run_engine(setting, engine, prompts)))
+        shares.append(counted.floor_seconds / pairs[-1][1].seconds)
     if profile is not None:
         record(profile, setting, prompts)
     naive = statistics.median(pair[0].tokens_per_second for pair in pairs)
@@ -158,6 +171,7 @@ def measure(
         f"{naive:.1f}",
         f"{fast:.1f}",
         f"{ratio:.2f}",
+        f"{100 * statistics.median(shares):.0f} %",
         f"{pairs[-1][0].nfe * batch:.0f}",
         f"{last.num_forwards}",
         f"{last.nfe:.0f}",
@@ -175,6 +189,12 @@ def record(profile: ProfileConfig, setting: Setting, prompts: list[list[int]]) -
     recorder.close()
 
 
+def setting_of(name: str, loaded: Loaded) -> Setting:
+    """Return how a random model of 150 million parameters is run: 4 tokens a step, blocks of 32."""
+    plain = random_model(loaded.model.shape, fast_dtype(), pack=False)
+    return Setting(name, loaded, plain, 128, 128, 32, 4)
+
+
 def settings(names: list[str]) -> list[Setting]:
     """Return the chosen settings."""
     made = []
@@ -182,10 +202,8 @@ def settings(names: list[str]) -> list[Setting]:
     for name in names:
         if name.endswith("-150m"):
             family = name.removesuffix("-150m")
-            loaded = random_loaded(family, fast_dtype(), 32, limits)
-            plain = random_model(loaded.model.shape, fast_dtype(), pack=False)
-            made.append(Setting(name, loaded, plain, 128, 128, 32, 4))
-            assert loaded.traits.mask_token_id == MASK_ID
+            made.append(setting_of(name, random_loaded(family, fast_dtype(), 32, limits)))
+            assert made[-1].loaded.traits.mask_token_id == MASK_ID
         else:
             config = EngineConfig(
                 model=f"sfumato-tiny-{name}", device="cpu", kv_memory=64 * _MIB, limits=limits
@@ -207,6 +225,7 @@ def naive_table(
         "naive tok/s",
         "engine tok/s",
         "ratio",
+        "roofline",
         "naive forwards",
         "forwards",
         "NFE",

@@ -132,6 +132,7 @@ class Harness:
     num_pages: int = 256
     page_size: int = BLOCK
     depth: int = 0
+    is_ahead: bool = False
     traits: ModelTraits = field(default_factory=make_traits)
     model: TableModel = field(default_factory=TableModel)
     peering: Peering | None = None
@@ -158,6 +159,7 @@ class Harness:
             limits=self.limits,
             chunk_bytes=1 << 20,
             depth=self.depth,
+            is_ahead=self.is_ahead,
             peering=self.peering,
             clock=self.clock,
         )

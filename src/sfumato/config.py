@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 
 # Fields that are called otherwise on the command line.
 _OPTIONS = {"num_replicas": "data-parallel", "num_threads": "threads"}
-OVERLAPS = ("auto", "on", "off")
+QUANTIZATIONS = ("int8",)
+OVERLAPS = ("auto", "on", "device", "off")
 # A rank that has not answered for so many seconds is taken for lost.
 DEFAULT_RANK_TIMEOUT = 15.0
 
@@ -32,11 +33,13 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     need, within a share of the memory. page_size: tokens per page; None: the model's block length.
     num_threads: CPU threads of the forward; None: torch decides.
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
-    overlap: "on" launches a step while the one before runs, "auto" where that was measured to be faster.
+    overlap: "on" plans a step while the one before runs, "device" also launches it before that one's outcome
+    is read; "auto": off on a CPU, where that was measured to be faster, "device" on a GPU.
     deterministic_rows: images only: every forward has exactly so many rows, so that a result does not depend
     on its neighbours in a single bit. num_replicas, replica: engines that serve this model on this machine,
     and which of them this one is.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
+    quantization: "int8" holds the weights of all layers in eight bits (CPU); None: as the checkpoint says.
     tensor_parallel: ranks that run every forward together, each with a part of the model.
     data_parallel_attention: ranks with requests of their own that share the weights of the experts, or of the
     MLPs where there are none. rank: which of them this is. rendezvous: host:port where they meet, if somebody
@@ -60,6 +63,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_length: int | None = None
     context_length: int | None = None
     overlap: str = "auto"
+    quantization: str | None = None
     num_replicas: int = 1
     replica: int = 0
     deterministic_rows: int | None = None
@@ -88,6 +92,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             eot_token_id=self.eot_token_id,
             block_length=self.block_length,
             context_length=self.context_length,
+            quantization=self.quantization,
         )
 
     def check(self) -> None:
@@ -116,6 +121,10 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.overlap not in OVERLAPS:
             raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
+        if self.quantization not in (None, *QUANTIZATIONS):
+            raise ConfigError(
+                f"--quantization {self.quantization!r} is not one of {', '.join(QUANTIZATIONS)}"
+            )
         self._check_ranks()
         self.peering.check()
         if self.profile is not None:
@@ -134,6 +143,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
         if self.data_parallel_attention > 1 and self.rendezvous is None:
             raise ConfigError(
                 f"{self.data_parallel_attention} ranks of --data-parallel-attention need a rendezvous"
+            )
+        if self.overlap == "device" and (self.tensor_parallel > 1 or self.data_parallel_attention > 1):
+            raise ConfigError(
+                "--overlap device does not go with --tensor-parallel, --data-parallel-attention: ranks that "
+                "follow are sent the tokens of each forward; --overlap on does"
             )
         if self.tensor_parallel > 1 and not self.peering.is_alone:
             raise ConfigError(

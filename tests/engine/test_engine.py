@@ -12,6 +12,7 @@ from sfumato.core.messages import FinishReason
 from sfumato.engine import build
 from sfumato.errors import ConfigError, EngineError, RequestError
 from sfumato.models.folder import read_folder
+from sfumato.text.runner import TextRunner
 
 SDAR = Path(__file__).resolve().parent.parent / "data" / "goldens" / "sdar" / "checkpoints" / "sdar-tiny"
 
@@ -143,6 +144,27 @@ def test_a_gpu_gives_the_tokens_of_the_cpu(engine: Engine) -> None:
     on_gpu = Engine.load(str(SDAR), kv_memory=8 << 20, device="cuda").generate(prompts, params)
     on_cpu = engine.generate(prompts, params)
     assert [choice.token_ids for choice in on_gpu] == [choice.token_ids for choice in on_cpu]
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("temperature", [0.0, 0.7])
+def test_no_launch_waits_for_the_gpu(monkeypatch: pytest.MonkeyPatch, temperature: float) -> None:
+    engine = Engine.load(str(SDAR), kv_memory=8 << 20, device="cuda")
+    params = SamplingParams(max_tokens=40, temperature=temperature, seed=4, ignore_eos=True)
+    prompts = [[1, 2, 3, 4, 5], [9, 8, 7]]
+    expected = [choice.token_ids for choice in engine.generate(prompts, params)]
+    begin = TextRunner.begin
+
+    def strictly(*arguments: object) -> object:
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            return begin(*arguments)  # type: ignore[arg-type]
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+
+    monkeypatch.setattr(TextRunner, "begin", strictly)
+    assert [choice.token_ids for choice in engine.generate(prompts, params)] == expected
 
 
 @pytest.mark.parametrize(

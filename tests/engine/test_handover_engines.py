@@ -55,7 +55,7 @@ def local(loaded: Loaded) -> Engine:
     return Engine.from_loaded(loaded)
 
 
-@pytest.fixture(params=["off", "on"])
+@pytest.fixture(params=["off", "on", "device"])
 def pair(loaded: Loaded, request: pytest.FixtureRequest) -> Iterator[PairedEngine]:
     endpoints: list[InProcessEndpoint] = []
 

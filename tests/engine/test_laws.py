@@ -97,7 +97,9 @@ def test_results_do_not_depend_on_neighbours_arrivals_or_retractions(loaded: Loa
         order=("fair", "shortest")[seed // 2],
         max_prefill_tokens=64,
     )
-    config = msgspec.structs.replace(loaded.config, limits=limits, overlap=("off", "on")[seed in (1, 2)])
+    config = msgspec.structs.replace(
+        loaded.config, limits=limits, overlap=("off", "on", "device", "device")[seed]
+    )
     engine = Engine.from_loaded(dataclasses.replace(loaded, config=config))
     asks = [ask(engine, rng) for _ in range(rng.choice([2, 5, 10, 16]))]
     arrivals = [rng.randrange(12) for _ in asks]

@@ -140,7 +140,7 @@ def test_results_do_not_depend_on_neighbours_arrivals_or_retractions(loaded: Loa
     asks = [draw(loaded, rng) for _ in range(12)]
     arrivals = [rng.randrange(10) for _ in asks]
     # Room for about two of them: pages run out, and requests are retracted on top of the random ones.
-    engine = engine_with(loaded, limits, 192, overlap=("on", "off")[seed % 2])
+    engine = engine_with(loaded, limits, 192, overlap=("on", "off", "device")[seed % 3])
     together = run_with_arrivals(engine, asks, arrivals, rng)
     for (prompt, params), found in zip(asks, together, strict=True):
         assert found == alone(loaded, prompt, params), params

@@ -18,7 +18,7 @@ from sfumato.engine.profile_config import ProfileConfig
 from sfumato.errors import ConfigError
 from tests.serve.running import PIPELINES, SD3, SDAR
 
-TEXT = {"plan", "layout", "forward", "statistics", "decide", "advance"}
+TEXT = {"plan", "layout", "forward", "statistics", "decide", "read", "advance"}
 IMAGE = {"plan", "inputs", "forward", "combine", "decode", "advance"}
 PROMPTS = [[5, 6, 7], [8, 9]]
 PARAMS = SamplingParams(
@@ -42,7 +42,7 @@ def steps(path: Path) -> list[int]:
     return [int(name.split()[1].rstrip(":")) for name in names(path) if name.startswith("step ")]
 
 
-@pytest.mark.parametrize("overlap", ["off", "on"])
+@pytest.mark.parametrize("overlap", ["off", "on", "device"])
 def test_text_steps_are_recorded(tmp_path: Path, overlap: str) -> None:
     loaded = load(
         EngineConfig(model=SDAR, dtype="float32", kv_memory=8 << 20, num_threads=1, overlap=overlap)

@@ -221,7 +221,14 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--together", type=int, metavar="SEED", help="all cases of a checkpoint in one engine at random times"
     )
-    parser.add_argument("--overlap", action="store_true", help="launch a step while the one before runs")
+    parser.add_argument(
+        "--overlap",
+        nargs="?",
+        choices=("on", "device"),
+        const="on",
+        default="off",
+        help="plan a step while the one before runs; device: begin it before that one's outcome is read",
+    )
     parser.add_argument(
         "--data-parallel", type=int, default=1, metavar="N", help="spread the requests over N engines"
     )
@@ -256,7 +263,8 @@ def _selections(options: argparse.Namespace) -> Iterator[tuple[Path, set[str], s
                 if (folder / family).is_dir():
                     yield folder / family, listed, checkpoints
         else:
-            yield folder, kinds, options.checkpoints
+            below = [cases.parent for cases in sorted(folder.glob("*/cases"))]
+            yield from ((one, kinds, options.checkpoints) for one in below or [folder])
 
 
 def read_supported() -> Iterator[tuple[str, set[str], str]]:

@@ -49,7 +49,7 @@ class ImageMode:
 
     seed: int | None = None
     num_rows: int | None = None
-    overlap: bool = False
+    overlap: str = "off"
     num_replicas: int = 1
     transport: str | None = None
 
@@ -176,8 +176,7 @@ def _input_image(case: ImageCase) -> InputImage | None:
 
 def make_engine(loaded: LoadedPipeline, mode: ImageMode) -> ImageEngine:
     """Start an engine as a mode says."""
-    overlap = "on" if mode.overlap else "auto"
-    config = changed(loaded.config, deterministic_rows=mode.num_rows, overlap=overlap)
+    config = changed(loaded.config, deterministic_rows=mode.num_rows, overlap=mode.overlap)
     loaded = replace(loaded, config=config)
     return ImageEngine.from_loaded(loaded) if mode.transport is None else start_apart(loaded, mode.transport)
 

@@ -221,14 +221,14 @@ class Mode:
     num_replicas: engines among which a router spreads the requests. start: makes one of what was loaded.
     """
 
-    overlap: bool = False
+    overlap: str = "off"
     num_replicas: int = 1
     tensor_parallel: int = 1
     start: Callable[[Loaded], Engine] = Engine.from_loaded
 
     def engines(self, loaded: Loaded) -> list[Engine]:
         """Start the engines on a model that is in memory."""
-        config = msgspec.structs.replace(loaded.config, overlap="on" if self.overlap else "off")
+        config = msgspec.structs.replace(loaded.config, overlap=self.overlap)
         return [self.start(replace(loaded, config=config)) for _ in range(self.num_replicas)]
 
 

@@ -13,11 +13,12 @@ from tests.goldens.replay import Mode, end_ranks
 
 DATA = Path(__file__).resolve().parent.parent / "data" / "goldens"
 MODES = {
-    "overlap": Mode(overlap=True),
+    "overlap": Mode(overlap="on"),
+    "ahead": Mode(overlap="device"),
     "replicas": Mode(num_replicas=2),
-    "replicas and overlap": Mode(num_replicas=2, overlap=True),
+    "replicas and overlap": Mode(num_replicas=2, overlap="on"),
     "two ranks": Mode(tensor_parallel=2),
-    "two ranks and overlap": Mode(tensor_parallel=2, overlap=True),
+    "two ranks and overlap": Mode(tensor_parallel=2, overlap="on"),
 }
 
 

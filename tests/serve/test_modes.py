@@ -18,6 +18,7 @@ from tests.serve.running import SDAR, SLOW, Server, is_running, serving
 
 MODES = {
     "overlap": ("--overlap", "on"),
+    "ahead": ("--overlap", "device"),
     "replicas": ("--data-parallel", "2"),
     "shared weights": ("--data-parallel", "2", "--data-parallel-attention"),
     "shared weights and overlap": ("--data-parallel", "2", "--data-parallel-attention", "--overlap", "on"),
@@ -25,6 +26,7 @@ MODES = {
     "prefill apart": ("--disaggregate", "1:1"),
     "prefill apart, shared weights": ("--disaggregate", "1:2", "--data-parallel-attention"),
     "prefill apart and overlap": ("--disaggregate", "1:1", "--overlap", "on"),
+    "prefill apart and ahead": ("--disaggregate", "1:1", "--overlap", "device"),
     "replicas and overlap": ("--data-parallel", "2", "--overlap", "on"),
 }
 QUESTIONS = (

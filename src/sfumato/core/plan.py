@@ -154,8 +154,12 @@ class RowResult(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class StepResult(msgspec.Struct, frozen=True, kw_only=True):
-    """One per plan, in launch order; `device_seconds` is the time of the forward and its statistics."""
+    """One per plan, in launch order; `device_seconds` is the time of the forward and its statistics.
+
+    num_past: rows that turned out to have run on a block that was done.
+    """
 
     launch_id: int
     rows: tuple[RowResult, ...]
     device_seconds: float = 0.0
+    num_past: int = 0

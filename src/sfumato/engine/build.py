@@ -18,6 +18,7 @@ from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request, Status
 from sfumato.core.spec import Decoding
 from sfumato.core.traits import ModelTraits
+from sfumato.engine.ahead import Ahead
 from sfumato.engine.lane import Lane
 from sfumato.engine.limits import Limits
 from sfumato.engine.loop import EngineLoop
@@ -84,6 +85,10 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
         torch.set_num_threads(config.num_threads)
     folder = read_folder(config.model, config.overrides())
     dtype = choose_dtype(config, folder, device)
+    if folder.quantization is not None and (device != "cpu" or config.data_parallel_attention > 1):
+        raise ConfigError(
+            f"quantization {folder.quantization} is for CPUs, and does not go with --data-parallel-attention"
+        )
     traits = operator_defaults(config, folder.traits)
     leader = shared = None
     if config.tensor_parallel > 1:
@@ -115,7 +120,7 @@ def choose_dtype(config: EngineConfig, folder: Folder, device: str) -> torch.dty
     dtype = resolve_dtype(config.dtype, folder.config)
     if config.dtype != "auto" or dtype is not torch.bfloat16 or device != "cpu" or has_bfloat16():
         return dtype
-    num_bytes = 4 * count_parameters(build_on_meta(folder.config)[1])
+    num_bytes = (4 if folder.quantization is None else 1) * count_parameters(build_on_meta(folder.config)[1])
     return torch.float32 if num_bytes <= _WIDE_SHARE * memory_bytes() else dtype
 
 
@@ -183,6 +188,7 @@ def build_loop(
         limits=config.limits,
         chunk_bytes=config.max_chunk_bytes,
         depth=_depth(config, loaded.device),
+        is_ahead=_is_ahead(config, loaded.device),
         announce=None if leader is None else Announcer(leader, store, page_size),
         shared=loaded.shared,
         peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
@@ -202,13 +208,17 @@ def assemble(
     limits: Limits,
     chunk_bytes: int,
     depth: int = 0,
+    is_ahead: bool = False,
     announce: Announce | None = None,
     shared: SharedWeights | None = None,
     peering: Peering | None = None,
     recorder: Recorder = UNRECORDED,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
-    """Join a model that is there already; tests bring their own model and clock."""
+    """Join a model that is there already; tests bring their own model and clock.
+
+    is_ahead: at depth 1 launches begin before the outcome of the one before is read.
+    """
     pages = PageCache(num_pages, page_size)
     scheduler = Scheduler(limits, pages, clock, recorder)
     runner = TextRunner(
@@ -255,7 +265,16 @@ def assemble(
         inbox=inbox,
         outbox=outbox,
         scheduler=scheduler,
-        lanes=(Lane(launching, sync, depth=depth, prepare=_same_threads(), recorder=recorder),),
+        lanes=(
+            Lane(
+                launching,
+                sync,
+                depth=depth,
+                prepare=_same_threads(),
+                ahead=Ahead(runner, recorder) if is_ahead else None,
+                recorder=recorder,
+            ),
+        ),
         make_work=make_work,
         gauges=gauges,
         handover=handover,
@@ -269,7 +288,13 @@ def _depth(config: EngineConfig, device: str) -> int:
     if config.overlap == "auto":
         # On a CPU the host's share is so small that hiding it gains nothing (`benchmarks/modes.py`).
         return int(device != "cpu")
-    return int(config.overlap == "on")
+    return int(config.overlap != "off")
+
+
+def _is_ahead(config: EngineConfig, device: str) -> bool:
+    """Whether launches begin before the outcome of the one before is read: ranks that follow need it."""
+    is_alone = config.tensor_parallel == 1 and config.data_parallel_attention == 1
+    return is_alone and (config.overlap == "device" or (config.overlap == "auto" and device != "cpu"))
 
 
 def _same_threads() -> Callable[[], None]:

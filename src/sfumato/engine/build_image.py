@@ -155,7 +155,7 @@ def build_image_loop(
         lane(
             DenoiseRunner(family, num_rows=config.deterministic_rows, recorder=recorder),
             RowKind.DENOISE,
-            int(config.overlap == "on"),
+            int(config.overlap in ("on", "device")),
         ),
         lane(DecodeRunner(family, recorder=recorder), RowKind.DECODE, 1),
     )

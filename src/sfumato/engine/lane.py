@@ -12,45 +12,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from typing import Any
 
-from msgspec.structs import replace
-
-from sfumato.core.messages import Usage
-from sfumato.core.plan import ALL_KINDS, Row, RowKind, RowResult, StepPlan, StepResult
+from sfumato.core.plan import ALL_KINDS, RowKind, StepPlan, StepResult
 from sfumato.core.protocols import Runner, Sync
 from sfumato.core.recording import UNRECORDED, Recorder
-from sfumato.core.request import Progress, Request, Standing, Status
-
-
-@dataclass(frozen=True, slots=True)
-class Outcome:
-    """What a launch brought to one request; an error ends it."""
-
-    progress: Progress
-    standing: Standing
-    usage: Usage
-    error: str | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Finished:
-    """A launch whose outcome is known.
-
-    plan: as it was planned. result: of the rows that ran. outcomes: by request id; one that had ended before
-    its rows could run has none. idle_seconds: for how long the lane had nothing to run before.
-    """
-
-    plan: StepPlan
-    requests: Mapping[str, Request]
-    result: StepResult
-    outcomes: Mapping[str, Outcome]
-    idle_seconds: float = 0.0
-
-    @property
-    def num_wasted(self) -> int:
-        """Return how many requests were planned and had nothing left to run."""
-        return len(self.requests) - len(self.outcomes)
+from sfumato.core.request import Request
+from sfumato.engine.ahead import Ahead
+from sfumato.engine.launches import Finished, outcomes_of, resolved
 
 
 class Lane:
@@ -60,6 +29,7 @@ class Lane:
 
     prepare: called once in the worker thread. kinds: of the rows that it runs. is_beside: no step waits for
     its launches, and its plan is made when the one before is done; but what is_short says of is run at once.
+    ahead: at depth 1 a launch begins before the outcome of the one before is read; else behind it.
     waited_seconds: that the loop has spent waiting here.
     """
 
@@ -73,11 +43,13 @@ class Lane:
         kinds: frozenset[RowKind] = ALL_KINDS,
         is_beside: bool = False,
         is_short: Callable[[StepPlan], bool] = lambda plan: False,
+        ahead: Ahead[Any] | None = None,
         recorder: Recorder = UNRECORDED,
     ) -> None:
         self.kinds = kinds
         self.is_beside = is_beside
         self._is_short = is_short
+        self._ahead = ahead
         self._recorder = recorder
         self.runner = runner
         self.sync = sync
@@ -111,9 +83,9 @@ class Lane:
         for request_id, request in requests.items():
             request.in_flight.append(rows[request_id])
         self._has_launched = True
+        future: Future[Finished] = Future()
         if not self.depth or (self.is_beside and self._is_short(plan)):
             started = time.perf_counter()
-            future: Future[Finished] = Future()
             future.set_result(self._run(plan, requests))
             self._launched.append((requests, future))
             if self.is_beside:
@@ -121,7 +93,11 @@ class Lane:
             return
         if self._worker is None:
             self._worker = ThreadPoolExecutor(1, "lane", initializer=self._prepare)
-        self._launched.append((requests, self._worker.submit(self._run, plan, requests)))
+        if self._ahead is None:
+            self._launched.append((requests, self._worker.submit(self._run, plan, requests)))
+            return
+        self._launched.append((requests, future))
+        self._worker.submit(self._ahead.run, plan, requests, future)
 
     def collect(self, *, wait_seconds: float = 0.0) -> Iterator[Finished]:
         """Yield outcomes in launch order; wait for those that more than `depth` launches have overtaken.
@@ -137,6 +113,8 @@ class Lane:
             return
         allowed = self.depth if self._has_launched else 0
         self._has_launched = False
+        if self._launched and not allowed and self._ahead is not None and self._worker is not None:
+            self._worker.submit(self._ahead.flush)
         while self._launched and (len(self._launched) > allowed or self._launched[0][1].done()):
             started = time.perf_counter()
             finished = self._launched.popleft()[1].result()
@@ -156,55 +134,11 @@ class Lane:
 
     def _step(self, plan: StepPlan, requests: Mapping[str, Request]) -> Finished:
         started = time.perf_counter()
-        idle_seconds, resolved = started - self._free_since, _resolved(plan, requests)
+        idle_seconds, current = started - self._free_since, resolved(plan, requests)
         result = StepResult(launch_id=plan.launch_id, rows=())
-        if resolved.forward or self.sync.is_shared:
-            result = self.runner.launch(resolved, requests)
+        if current.forward or self.sync.is_shared:
+            result = self.runner.launch(current, requests)
         with self._recorder.region("advance"):
-            outcomes = {
-                request_id: _advance(requests[request_id], rows) for request_id, rows in _by_request(result)
-            }
+            outcomes = outcomes_of(result, requests)
         self._free_since = time.perf_counter()
         return Finished(plan, requests, result, outcomes, idle_seconds)
-
-
-def _resolved(plan: StepPlan, requests: Mapping[str, Request]) -> StepPlan:
-    """Return the plan with the rows that guesses have come to; what has ended meanwhile runs no more.
-
-    A request whose next step needs more pages than it holds waits for the next plan.
-    """
-    if not plan.guesses and not any(_is_over(request) for request in requests.values()):
-        return plan
-    rows: list[Row] = []
-    for request_id, planned in plan.by_request().items():
-        request = requests[request_id]
-        if _is_over(request):
-            continue
-        if request_id not in plan.guesses:
-            rows += planned
-            continue
-        standing = request.work.standing(request_id)
-        now = standing.rows(sum(row.cost.tokens for row in planned))
-        if standing.pages_for(now) <= (len(request.lease.pages) if request.lease else 0):
-            rows += now
-    return replace(plan, rows=tuple(rows), guesses=frozenset())
-
-
-def _is_over(request: Request) -> bool:
-    return request.is_over or request.status is Status.ENDED
-
-
-def _by_request(result: StepResult) -> Iterator[tuple[str, list[RowResult]]]:
-    found: dict[str, list[RowResult]] = {}
-    for row in result.rows:
-        found.setdefault(row.row.request_id, []).append(row)
-    yield from found.items()
-
-
-def _advance(request: Request, rows: list[RowResult]) -> Outcome:
-    """Give a request its results; after an error or its end nothing more of it runs."""
-    work = request.work
-    errors = [row.error for row in rows if row.error is not None]
-    progress = Progress() if errors else work.advance(rows)
-    request.is_over = bool(errors) or progress.finish_reason is not None
-    return Outcome(progress, work.standing(request.id), work.usage(), errors[0] if errors else None)

@@ -25,7 +25,8 @@ from sfumato.core.messages import (
 from sfumato.core.plan import RowResult, StepPlan
 from sfumato.core.protocols import Inbox, Outbox, WorkFactory
 from sfumato.core.request import Progress, Request, Status, Work
-from sfumato.engine.lane import Finished, Lane, Outcome
+from sfumato.engine.lane import Lane
+from sfumato.engine.launches import Finished, Outcome
 from sfumato.engine.scheduler import Scheduler
 from sfumato.errors import EngineError, RequestError
 

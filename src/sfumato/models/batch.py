@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sfumato.models.placing import placed
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
@@ -133,13 +135,13 @@ def _group(members: list[Segment], device: torch.device | str) -> AttentionGroup
     if adjacent:
         queries = slice(starts[0], starts[0] + length * len(members))
     else:
-        queries = (torch.tensor(starts)[:, None] + torch.arange(length)).flatten().to(device)
+        queries = placed((torch.tensor(starts)[:, None] + torch.arange(length)).flatten(), device)
     keys: slice | Tensor = queries
     if from_pool:
         keys = _slots([segment.key_slots for segment in members if segment.key_slots is not None], device)
     mask = None
     if members[0].is_masked:
-        mask = torch.stack([_visible(segment) for segment in members]).unsqueeze(1).to(device)
+        mask = placed(torch.stack([_visible(segment) for segment in members]).unsqueeze(1), device)
     return AttentionGroup(num_rows=len(members), queries=queries, keys=keys, from_pool=from_pool, mask=mask)
 
 
@@ -161,5 +163,5 @@ def _slots(tables: list[Tensor], device: torch.device | str) -> slice | Tensor:
         first, last = int(table[0]), int(table[-1])
         if last - first + 1 == table.shape[0] and bool((table[1:] > table[:-1]).all()):
             return slice(first, last + 1)
-        return table.to(device)
-    return torch.cat(tables).to(device)
+        return placed(table, device)
+    return placed(torch.cat(tables), device)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.models.int8 import Int8Linear
 from sfumato.models.layers import GatedMLP, Packable, pack_weight, packed_linear
 from sfumato.models.split import Cut, Meeting, Ranks, span_of
 
@@ -38,15 +39,34 @@ class Experts(Packable, Meeting):
         self.ranks: Ranks | None = None
         self.activation = activation
         self.packed: list[tuple[Tensor, Tensor]] = []
+        self.int8: list[tuple[Int8Linear, Int8Linear]] = []
+
+    def quantize(self) -> None:
+        """Hold the weights of all experts in eight bits."""
+        self.quantize_weight("gate_up")
+        self.quantize_weight("down")
 
     def pack(self) -> None:
         """Reorder each expert's weights for oneDNN and drop the plain copies; elsewhere nothing changes."""
+        if self.gate_up.dtype is torch.int8:
+            gate_up_scale, down_scale = self.get_parameter("gate_up_scale"), self.get_parameter("down_scale")
+            self.int8 = [
+                (Int8Linear(gate_up, wide), Int8Linear(down, narrow))
+                for gate_up, wide, down, narrow in zip(
+                    self.gate_up, gate_up_scale, self.down, down_scale, strict=True
+                )
+            ]
+            self._drop_plain()
+            return
         for gate_up, down in zip(self.gate_up, self.down, strict=True):
             packed_gate_up, packed_down = pack_weight(gate_up), pack_weight(down)
             if packed_gate_up is None or packed_down is None:
                 self.packed = []
                 return
             self.packed.append((packed_gate_up, packed_down))
+        self._drop_plain()
+
+    def _drop_plain(self) -> None:
         self.gate_up = nn.Parameter(self.gate_up.new_empty(0), requires_grad=False)
         self.down = nn.Parameter(self.down.new_empty(0), requires_grad=False)
 
@@ -121,11 +141,15 @@ class Experts(Packable, Meeting):
         return torch.cat([self._narrow(inner[span], expert) for expert, span in spans])
 
     def _widen(self, rows: Tensor, expert: int) -> Tensor:
+        if self.int8:
+            return self.int8[expert][0](rows)
         if self.packed:
             return packed_linear(rows, self.packed[expert][0], None)
         return F.linear(rows, self.gate_up[expert])
 
     def _narrow(self, rows: Tensor, expert: int) -> Tensor:
+        if self.int8:
+            return self.int8[expert][1](rows)
         if self.packed:
             return packed_linear(rows, self.packed[expert][1], None)
         return F.linear(rows, self.down[expert])

@@ -14,6 +14,7 @@ import msgspec
 
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import CheckpointError, ConfigError
+from sfumato.models.quantization import saved_quantization
 from sfumato.models.registry import family_of
 
 ZOO = Path(__file__).resolve().parent.parent / "zoo"
@@ -30,17 +31,23 @@ class Overrides:
     eot_token_id: int | None = None
     block_length: int | None = None
     context_length: int | None = None
+    quantization: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """One checkpoint folder, its parsed configuration and the traits of its model."""
+    """One checkpoint folder, its parsed configuration and the traits of its model.
+
+    quantization: of the weights in memory; is_quantized: they are saved like that.
+    """
 
     name: str
     path: Path
     config: dict[str, Any]
     generation: dict[str, Any]
     traits: ModelTraits
+    quantization: str | None = None
+    is_quantized: bool = False
 
     @property
     def has_tokenizer(self) -> bool:
@@ -100,8 +107,17 @@ def read_folder(model: str, overrides: Overrides | None = None) -> Folder:
     if config is None:
         raise CheckpointError(f"{path}: config.json is missing")
     generation = read_json(path / "generation_config.json") or {}
-    traits = resolve_traits(config, generation, added_tokens(path), overrides or Overrides())
-    return Folder(name=name_of(model), path=path, config=config, generation=generation, traits=traits)
+    overrides = overrides or Overrides()
+    saved = saved_quantization(config)
+    return Folder(
+        name=name_of(model),
+        path=path,
+        config=config,
+        generation=generation,
+        traits=resolve_traits(config, generation, added_tokens(path), overrides),
+        quantization=saved or overrides.quantization,
+        is_quantized=saved is not None,
+    )
 
 
 def name_of(model: str) -> str:

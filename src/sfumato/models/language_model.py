@@ -97,6 +97,12 @@ class LanguageModel(Divisible):
         """Return what embeddings are multiplied with."""
         return 1.0
 
+    def quantize(self) -> None:
+        """Hold the weights of all layers in eight bits, on the meta device; the head stays as it is."""
+        for module in self.modules():
+            if isinstance(module, Packable) and module is not self.output:
+                module.quantize()
+
     def pack(self) -> None:
         """Pack every weight for this machine's kernels."""
         for module in self.modules():

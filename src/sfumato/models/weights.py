@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from sfumato.errors import CheckpointError
 from sfumato.models.checkpoint_names import Target
 from sfumato.models.folder import Folder, read_json
+from sfumato.models.int8 import quantized_weight
 from sfumato.models.language_model import LanguageModel
 from sfumato.models.registry import family_of
 from sfumato.models.split import cuts_of, pieces
@@ -31,11 +33,14 @@ _INDEX = "model.safetensors.index.json"
 
 
 def build_on_meta(
-    config: dict[str, Any], divide: Callable[[LanguageModel], None] | None = None
+    config: dict[str, Any],
+    divide: Callable[[LanguageModel], None] | None = None,
+    *,
+    quantization: str | None = None,
 ) -> tuple[LanguageModel, dict[str, Target]]:
     """Build a model without memory, and the checkpoint tensors that it expects.
 
-    divide: leaves the part that one of several ranks holds.
+    divide: leaves the part that one of several ranks holds. quantization: "int8" or None.
     """
     family = family_of(config)
     shape = family.shape_from_hf(config)
@@ -43,6 +48,8 @@ def build_on_meta(
         model = family.build(shape)
         if divide is not None:
             divide(model)
+        if quantization is not None:
+            model.quantize()
     return model, family.targets(shape)
 
 
@@ -77,13 +84,16 @@ def load_model(
     divide: leaves the part that one of several ranks holds; nothing else is read.
     Raises CheckpointError naming the tensor or the file: missing, extra, of a wrong shape, truncated.
     """
-    model, targets = build_on_meta(folder.config, divide)
+    model, targets = build_on_meta(folder.config, divide, quantization=folder.quantization)
+    narrow = {name for name, parameter in model.named_parameters() if parameter.dtype is torch.int8}
+    if folder.is_quantized:
+        targets |= _scales(targets, narrow)
     cuts = cuts_of(model)
     model = _with_memory(model, targets, dtype, device)
     parameters = dict(model.named_parameters(remove_duplicate=False))
     ignored = model.ignored_prefixes + (("lm_head.weight",) if model.shape.tied else ())
     read = 0
-    for done, (name, tensor) in enumerate(_tensors(folder.path, targets, ignored), start=1):
+    for done, (name, tensor) in enumerate(tensors_of(folder.path, targets, ignored), start=1):
         target = targets[name]
         shape = tensor.get_shape()
         if tuple(shape) != target.shape:
@@ -92,6 +102,11 @@ def load_model(
             )
         for piece in pieces(target, cuts.get(target.parameter)):
             part = _read(folder.path, name, tensor, piece.source)
+            if target.parameter in narrow and not folder.is_quantized:
+                part, scale = quantized_weight(part)
+                parameters[f"{target.parameter}_scale"][piece.place].copy_(scale)
+            if target.parameter in narrow and part.dtype is not torch.int8:
+                raise CheckpointError(f"{folder.path}: tensor {name!r} is {part.dtype}, expected int8")
             parameters[target.parameter][piece.place].copy_(part)
             read += part.numel() * part.element_size()
         if on_progress is not None:
@@ -105,19 +120,33 @@ def _with_memory(
     model: LanguageModel, targets: dict[str, Target], dtype: torch.dtype, device: str
 ) -> LanguageModel:
     """Allocate a meta model's parameters, uninitialised."""
+    narrow = {name for name, parameter in model.named_parameters() if parameter.dtype is torch.int8}
     for module in model.modules():
         # `to_empty` would do, but for meta tensors it loads sympy, which takes most of a second.
         for leaf, parameter in list(module.named_parameters(recurse=False)):
-            empty = torch.empty(parameter.shape, dtype=dtype, device=device)
+            kept = dtype if parameter.is_floating_point() else parameter.dtype
+            empty = torch.empty(parameter.shape, dtype=kept, device=device)
             setattr(module, leaf, nn.Parameter(empty, requires_grad=parameter.requires_grad))
     model = model.eval()
     if model.shape.tied:
         model.output.weight = model.embedding
-    for name in {target.parameter for target in targets.values() if target.is_float32}:
+    wide = {target.parameter for target in targets.values() if target.is_float32}
+    for name in wide | {f"{weight}_scale" for weight in narrow}:
         owner, _, leaf = name.rpartition(".")
-        wide = model.get_parameter(name).float()
-        setattr(model.get_submodule(owner), leaf, nn.Parameter(wide, requires_grad=False))
+        values = model.get_parameter(name).float()
+        setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
     return model
+
+
+def _scales(targets: dict[str, Target], narrow: set[str]) -> dict[str, Target]:
+    """Return the scales that a quantized checkpoint holds beside its weights."""
+    return {
+        f"{name}_scale": replace(
+            target, parameter=f"{target.parameter}_scale", shape=(*target.shape[:-1], 1), is_float32=True
+        )
+        for name, target in targets.items()
+        if target.parameter in narrow
+    }
 
 
 def _read(path: Path, name: str, tensor: Any, source: tuple[slice, ...]) -> Tensor:
@@ -128,7 +157,7 @@ def _read(path: Path, name: str, tensor: Any, source: tuple[slice, ...]) -> Tens
     return part
 
 
-def _tensors(path: Path, targets: dict[str, Target], ignored: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
+def tensors_of(path: Path, targets: dict[str, Target], ignored: tuple[str, ...]) -> Iterator[tuple[str, Any]]:
     """Yield every expected tensor once, after checking that the names are exactly the expected ones.
 
     The tensors are safetensors slices, of which nothing has been read. ignored: beginnings of names that may

@@ -36,6 +36,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     policy: str | None = None
     order: str | None = None
     overlap: str | None = None
+    quantization: str | None = None
     data_parallel: int | None = None
     data_parallel_attention: bool | None = None
     max_running_requests: int | None = None
@@ -80,6 +81,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             block_length=self.block_length,
             context_length=self.context_length,
             overlap=self.overlap or "auto",
+            quantization=self.quantization,
             deterministic_rows=self.deterministic_rows,
             num_replicas=1 if self.data_parallel is None else self.data_parallel,
             tensor_parallel=1 if self.tensor_parallel is None else self.tensor_parallel,

@@ -16,6 +16,7 @@ from torch import Tensor
 from sfumato.core.plan import Row, RowKind
 from sfumato.core.traits import ModelTraits
 from sfumato.models.batch import Batch, KVStore, Segment, group_segments
+from sfumato.models.placing import placed
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,4 +143,4 @@ def _visible_start(item: FedRow, traits: ModelTraits) -> Tensor:
 
 
 def _tensor(parts: list[NDArray[np.int64]], device: torch.device | str) -> Tensor:
-    return torch.from_numpy(np.concatenate(parts)).to(device)
+    return placed(np.concatenate(parts), device)

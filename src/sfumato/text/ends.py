@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,11 +39,16 @@ class Step:
 
 
 class EndRule(Protocol):
-    """Decides after each step of a request."""
+    """Decides after each step of a request.
+
+    edits_open: it changes the canvas within an open block.
+    """
+
+    edits_open: ClassVar[bool] = False
 
     def settle(self, canvas: Canvas) -> None:
-        """Change the canvas after a step, before its block is looked at."""
-        ...
+        """Change the canvas after a step, before its block is looked at; most leave it as it is."""
+        return
 
     def check(self, canvas: Canvas, after: Step) -> Ending:
         """Return the ending after a step."""
@@ -51,13 +56,10 @@ class EndRule(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class PrefixEnd:
+class PrefixEnd(EndRule):
     """Ends at the first stop token of the settled prefix, before its block is done; else at the limit."""
 
     stop_ids: frozenset[int]
-
-    def settle(self, canvas: Canvas) -> None:
-        """Leave the canvas as it is."""
 
     def check(self, canvas: Canvas, after: Step) -> Ending:
         """Look at the newly settled tokens only."""
@@ -69,13 +71,10 @@ class PrefixEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockEnd:
+class BlockEnd(EndRule):
     """Looks for stop tokens when a block is done (SGLang, SDAR): a stop token never shortens its block."""
 
     stop_ids: frozenset[int]
-
-    def settle(self, canvas: Canvas) -> None:
-        """Leave the canvas as it is."""
 
     def check(self, canvas: Canvas, after: Step) -> Ending:
         """Output nothing until the block is done."""
@@ -85,11 +84,8 @@ class BlockEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class CanvasEnd:
+class CanvasEnd(EndRule):
     """Never ends early (official LLaDA, Fast-dLLM): the output is the whole canvas."""
-
-    def settle(self, canvas: Canvas) -> None:
-        """Leave the canvas as it is."""
 
     def check(self, canvas: Canvas, after: Step) -> Ending:
         """Wait for the last block."""
@@ -97,7 +93,7 @@ class CanvasEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class FillAfterEos:
+class FillAfterEos(EndRule):
     """dInfer's early stop: after a step everything right of the first EOS, prompt included, becomes EOS.
 
     A finished block ends the request if the canvas holds an EOS. spares_first: not after the step that fills
@@ -106,6 +102,8 @@ class FillAfterEos:
 
     eos_id: int
     spares_first: bool = False
+
+    edits_open: ClassVar[bool] = True
 
     def settle(self, canvas: Canvas) -> None:
         """Fill everything behind the first EOS; the step is counted already."""
@@ -124,13 +122,10 @@ class FillAfterEos:
 
 
 @dataclass(frozen=True, slots=True)
-class BlockFillAfterEos:
+class BlockFillAfterEos(EndRule):
     """dInfer's early stop of block-causal models: a finished block with an EOS makes all behind it EOS."""
 
     eos_id: int
-
-    def settle(self, canvas: Canvas) -> None:
-        """Leave the canvas as it is: the block is finished first."""
 
     def check(self, canvas: Canvas, after: Step) -> Ending:
         """Look for an EOS in the block that was just committed."""
@@ -144,16 +139,13 @@ class BlockFillAfterEos:
 
 
 @dataclass(frozen=True, slots=True)
-class WrittenEos:
+class WrittenEos(EndRule):
     """diffusers' early stop: a step that writes an EOS ends the request unless something before it is open.
 
     The first EOS counts, and must not stand in the prompt.
     """
 
     eos_id: int
-
-    def settle(self, canvas: Canvas) -> None:
-        """Leave the canvas as it is."""
 
     def check(self, canvas: Canvas, after: Step) -> Ending:
         """Look at what this step wrote."""
@@ -165,14 +157,11 @@ class WrittenEos:
 
 
 @dataclass(frozen=True, slots=True)
-class PadAfterEos:
+class PadAfterEos(EndRule):
     """transformers' end of a canvas (DiffusionGemma): behind its first EOS come pads, and nothing more."""
 
     eos_id: int
     pad_id: int
-
-    def settle(self, canvas: Canvas) -> None:
-        """Leave the canvas as it is: it is finished first."""
 
     def check(self, canvas: Canvas, after: Step) -> Ending:
         """Look at the canvas that was just committed."""

@@ -21,9 +21,10 @@ from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
 from sfumato.models.batch import Batch, KVStore
 from sfumato.text.batching import FedRow, make_batch
-from sfumato.text.deciding import decide
+from sfumato.text.begun import Begun
+from sfumato.text.deciding import Decided, decide, read_decisions
 from sfumato.text.statistics import PackedStatistics, compute_statistics
-from sfumato.text.windows import Output, Readable, is_decided_by, read_scores, readings_of, row_outputs
+from sfumato.text.windows import Output, Readable, read_scores, readings_of, row_outputs, show_advanced
 
 
 class TextModel(Protocol):
@@ -71,12 +72,11 @@ class TextRunner:
         self._is_lockstep = is_lockstep
         self._recorder = recorder
 
-    @torch.inference_mode()
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
         """Run a plan. A request whose rows raise, or whose logits are not finite, fails alone."""
         started = time.perf_counter()
         try:
-            rows = self._run(plan, live)
+            return self.finish(self.begin(plan, live))
         except (EngineError, KeyboardInterrupt):
             raise
         except Exception as error:
@@ -100,18 +100,22 @@ class TextRunner:
         message = f"{type(error).__name__}: {error}"
         return [RowResult(row=row, error=message) for row in plan.rows]
 
-    def _run(self, plan: StepPlan, live: Mapping[str, Request]) -> list[RowResult]:
-        # A text lane only ever holds text work and scoring.
-        works = {row.request_id: cast(Readable, live[row.request_id].work) for row in plan.rows}
+    @torch.inference_mode()
+    def begin(self, plan: StepPlan, live: Mapping[str, Request], behind: Begun | None = None) -> Begun:
+        """Start a plan's forward, statistics and decisions; on a GPU nothing here waits for them.
+
+        behind: the launch before, where its outcome is not read yet. Rows that it decides too go on from what
+        the device has of them.
+        """
+        started = time.perf_counter()
         region = self._recorder.region
         with region("layout"):
-            batch, outputs = self._laid_out(plan, live, works)
+            batch, outputs = self._laid_out(plan, live, behind)
         with region("forward"):
             hidden = self._model.hidden(batch)
-            failures = _not_finite_hidden(outputs, hidden)
         windows = [output.window for output in outputs if output.window is not None]
-        decisions: dict[str, Decision] = {}
-        scores: dict[int, Scores] = {}
+        decided: list[Decided] = []
+        packed: PackedStatistics | None = None
         readings = readings_of(outputs)
         if readings:
             with region("statistics"):
@@ -123,26 +127,21 @@ class TextRunner:
                     chunk_bytes=self._chunk_bytes,
                     embed=self._model.soft_embedding if self._traits.has_self_conditioning else None,
                 )
-                failures |= _not_finite(outputs, packed)
             with region("decide"):
-                decisions = decide(windows, packed) if windows else {}
-                scores = read_scores(outputs, packed)
-        results = []
-        for index, row in enumerate(plan.rows):
-            decision = decisions.get(row.request_id) if is_decided_by(row.kind, row.branch) else None
-            error = failures.get(row.request_id)
-            results.append(RowResult(row=row, decision=decision, scores=scores.get(index), error=error))
-        return results
+                decided = decide(windows, packed) if windows else []
+        return Begun(plan, outputs, decided, packed, hidden.isfinite().all(-1), started)
 
     def _laid_out(
-        self, plan: StepPlan, live: Mapping[str, Request], works: Mapping[str, Readable]
+        self, plan: StepPlan, live: Mapping[str, Request], behind: Begun | None
     ) -> tuple[Batch, list[Output]]:
         """Return the tensors of a plan's forward and what is read of each row; other ranks hear of both."""
+        # A text lane only ever holds text work and scoring.
+        works = {row.request_id: cast(Readable, live[row.request_id].work) for row in plan.rows}
         fed = []
         for row in plan.rows:
             lease = live[row.request_id].lease
             fed.append(works[row.request_id].fed(row, None if lease is None else lease.pages))
-        outputs = row_outputs(plan, works)
+        outputs = row_outputs(plan, works, {} if behind is None else behind.advanced(plan))
         output_tokens = np.concatenate([output.tokens for output in outputs])
         batch = make_batch(
             fed,
@@ -152,31 +151,36 @@ class TextRunner:
             page_size=self._page_size,
             device=self._model.device,
         )
+        show_advanced(batch.token_ids, outputs)
         if self._announce is not None:
             self._announce(fed, output_tokens)
         return batch, outputs
 
+    def finish(self, begun: Begun) -> StepResult:
+        """Read what came of a launch; the canvases are as they were before it."""
+        with self._recorder.region("read"):
+            return self._finish(begun)
 
-def _not_finite_hidden(outputs: Sequence[Output], hidden: Tensor) -> dict[str, str]:
-    """Return a message for each request whose hidden states are not finite: its keys must not be shared."""
-    if bool(hidden.isfinite().all()):
-        return {}
-    finite = hidden.isfinite().all(-1).cpu().numpy()
-    return {
-        output.row.request_id: "the model's hidden states are not finite "
-        f"in positions {output.row.start} to {output.row.end}"
-        for output in outputs
-        if not finite[output.hidden_start : output.hidden_start + len(output.tokens)].all()
-    }
-
-
-def _not_finite(outputs: Sequence[Output], packed: PackedStatistics) -> dict[str, str]:
-    """Return a message for each request that has a NaN or infinite logit sum."""
-    if bool(packed.is_finite.all()):
-        return {}
-    finite = packed.is_finite.cpu().numpy()
-    return {
-        output.row.request_id: "the model's logits are not finite (NaN or infinity)"
-        for output in outputs
-        if not finite[output.offset : output.offset + output.num_read].all()
-    }
+    def _finish(self, begun: Begun) -> StepResult:
+        device_seconds = begun.wait()
+        failures = begun.failures()
+        decisions: dict[str, Decision] = {}
+        scores: dict[int, Scores] = {}
+        if begun.packed is not None:
+            for decided in begun.decided:
+                decisions |= read_decisions(decided, begun.packed)
+            scores = read_scores(begun.outputs, begun.packed)
+        rows, num_past = [], 0
+        for index, output in enumerate(begun.outputs):
+            row, request_id = begun.row(output), output.row.request_id
+            is_past = output.window is not None and output.window.is_past
+            num_past += is_past
+            decision = None if is_past or output.window is None else decisions[request_id]
+            error = failures.get(request_id)
+            rows.append(RowResult(row=row, decision=decision, scores=scores.get(index), error=error))
+        return StepResult(
+            launch_id=begun.plan.launch_id,
+            rows=tuple(rows),
+            device_seconds=device_seconds,
+            num_past=num_past,
+        )

@@ -6,12 +6,14 @@ Letters: M packed positions of all rows, m positions of a chunk, V vocabulary, K
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from sfumato.models.placing import placed
+from sfumato.text.host_copies import HostCopies
 from sfumato.text.sampling import probability_of
 from sfumato.text.transform import Head, Piece, Reading, chosen_tokens, processed_logits, transformed_logits
 
@@ -36,6 +38,20 @@ class PackedStatistics:
     top_logprobs: Tensor | None
     soft_embedding: Tensor | None
     asked_logprobs: Tensor | None = None
+
+    def on_host(self, copies: HostCopies) -> PackedStatistics:
+        """Return it with what the host may read of it there."""
+        if self.top_ids is None and self.asked_logprobs is None:
+            return replace(self, is_finite=copies.take(self.is_finite))
+        return replace(
+            self,
+            token=copies.take(self.token),
+            is_finite=copies.take(self.is_finite),
+            logprob=copies.take(self.logprob),
+            top_ids=copies.take_if(self.top_ids),
+            top_logprobs=copies.take_if(self.top_logprobs),
+            asked_logprobs=copies.take_if(self.asked_logprobs),
+        )
 
 
 def compute_statistics(
@@ -162,7 +178,7 @@ def _asked(logits: Tensor, total: Tensor, pieces: list[Piece]) -> Tensor | None:
             asked = piece.reading.asked_ids[piece.start : piece.stop]
             ids[start : start + piece.size, : asked.shape[1]] = asked
         start += piece.size
-    return logits.gather(-1, torch.from_numpy(ids).to(logits.device).clamp(min=0)) - total[:, None]
+    return logits.gather(-1, placed(ids, logits.device).clamp(min=0)) - total[:, None]
 
 
 def _soft(parts: list[Tensor | None], pieces: list[Piece]) -> Tensor | None:

@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.core.spec import Sampling
+from sfumato.models.placing import placed
 from sfumato.text.decoding.protocol import Transform, Wanted
 from sfumato.text.random_source import RandomSource
 from sfumato.text.sampling import scale_and_filter
@@ -89,7 +90,7 @@ class Piece:
 def transformed_logits(hidden: Tensor, head: Head, pieces: list[Piece]) -> Tensor:
     """Return the chunk's logits f32[m, V] with guidance, biases and exclusions."""
     rows = np.concatenate([piece.reading.hidden_rows[piece.start : piece.stop] for piece in pieces])
-    logits = head(hidden[torch.from_numpy(rows).to(hidden.device)]).float()
+    logits = head(hidden[placed(rows, hidden.device)]).float()
     if pieces[0].is_guided:
         others = [piece.reading.guided_rows for piece in pieces]
         guided = np.concatenate(
@@ -105,8 +106,8 @@ def transformed_logits(hidden: Tensor, head: Head, pieces: list[Piece]) -> Tenso
                 for piece in pieces
             ]
         )
-        uncond = head(hidden[torch.from_numpy(guided).to(hidden.device)]).float()
-        scale = torch.from_numpy(scales).to(hidden.device)[:, None]
+        uncond = head(hidden[placed(guided, hidden.device)]).float()
+        scale = placed(scales, hidden.device)[:, None]
         logits = uncond + (scale + 1) * (logits - uncond)
     start = 0
     for piece in pieces:
@@ -114,8 +115,8 @@ def transformed_logits(hidden: Tensor, head: Head, pieces: list[Piece]) -> Tenso
         start += piece.size
         bias = piece.reading.sampling.logit_bias
         if bias:
-            ids = torch.tensor(list(bias), device=logits.device)
-            logits[span, ids] += torch.tensor(list(bias.values()), device=logits.device)
+            ids = placed(list(bias), logits.device)
+            logits[span, ids] += placed(list(bias.values()), logits.device)
         if piece.reading.previous_ids is not None:
             _penalise(
                 logits[span],
@@ -135,7 +136,7 @@ def transformed_logits(hidden: Tensor, head: Head, pieces: list[Piece]) -> Tenso
 def _penalise(logits: Tensor, previous_ids: NDArray[np.int64], penalty: float) -> None:
     """Take the penalty off each position's logit of the token to its left; -1 is no token. In place."""
     at = np.flatnonzero(previous_ids >= 0)
-    rows, ids = torch.from_numpy(at).to(logits.device), torch.from_numpy(previous_ids[at]).to(logits.device)
+    rows, ids = placed(at, logits.device), placed(previous_ids[at], logits.device)
     logits[rows, ids] -= penalty
 
 
@@ -168,8 +169,8 @@ def chosen_tokens(processed: Tensor, piece: Piece, recorded: NDArray[np.int64] |
     """Return tokens i64[m]: recorded ones, the best, or drawn ones."""
     reading = piece.reading
     if recorded is not None:
-        return torch.from_numpy(recorded).to(processed.device)
+        return placed(recorded, processed.device)
     if reading.sampling.is_greedy:
         return processed.argmax(-1)
     noise = reading.random_source.gumbel(reading.block, reading.step, piece.positions, processed.shape[-1])
-    return noise.to(processed.device).add_(processed).argmax(-1)
+    return placed(noise, processed.device).add_(processed).argmax(-1)

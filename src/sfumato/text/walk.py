@@ -56,13 +56,20 @@ class Walk(Protocol):
         """Return the next step, None when there is none; called once per step, and may change the canvas."""
         ...
 
+    def again(self, canvas: Canvas, step: Round) -> Round | None:
+        """Return the round behind `step` if that does not finish its block; eligible: all that may be open.
+
+        None: it depends on what the step decides, or the block is sure to end.
+        """
+        return None
+
     def settle(self, canvas: Canvas, decision: Decision, chosen: NDArray[np.int64]) -> bool:
         """Take note of the canvas positions that were just decided; return whether a block was finished."""
         ...
 
 
 @dataclass(slots=True)
-class BlockWalk:
+class BlockWalk(Walk):
     """Opens one block after another; its keys are exact, or reused as `reuse` says.
 
     reuse None: the model's cache is exact, and only the open block is fed. border: see `feed_of`.
@@ -105,6 +112,13 @@ class BlockWalk:
         is_kept = self.uses_slots and self.reuse is not None and feed.is_fresh
         return Round(feed, start, stop, eligible, is_kept=is_kept)
 
+    def again(self, canvas: Canvas, step: Round) -> Round | None:
+        """Return the same feed; what old keys are seen depends on where the block ends."""
+        undecided = canvas.undecided[step.start : step.stop]
+        if self.reuse not in (None, Reuse.NOTHING) or np.count_nonzero(undecided) < 2:
+            return None
+        return replace(step, eligible=undecided.copy())
+
     def settle(self, canvas: Canvas, decision: Decision, chosen: NDArray[np.int64]) -> bool:
         """A block ends when the algorithm says so, else when nothing in it is undecided."""
         is_done = decision.done
@@ -136,7 +150,7 @@ class Noise:
 
 
 @dataclass(slots=True)
-class RenoiseWalk:
+class RenoiseWalk(Walk):
     """Opens one block of random tokens after another, for models without a mask token.
 
     noises: of each step of a block; empty where there is none.

@@ -9,10 +9,12 @@ from typing import Protocol, cast
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from sfumato.core.plan import Row, RowKind, Scores, StepPlan
 from sfumato.core.spec import Sampling
 from sfumato.core.traits import ModelTraits
+from sfumato.text.advanced import AdvancedRow
 from sfumato.text.batching import FedRow
 from sfumato.text.decoding.protocol import Transform
 from sfumato.text.random_source import CounterSource
@@ -35,7 +37,8 @@ class Readable(Protocol):
 class Window:
     """The step of one denoise row and the positions that it reads.
 
-    offset: where its readings start among the packed ones.
+    offset: where its readings start among the packed ones. ahead: the window behind the step that runs before
+    this one, where the host does not know its outcome.
     """
 
     request_id: str
@@ -43,6 +46,18 @@ class Window:
     step: Round
     positions: NDArray[np.int64]
     offset: int
+    ahead: AdvancedRow | None = None
+
+    @property
+    def step_index(self) -> int:
+        """Return how many steps its block has taken before this one."""
+        return self.work.canvas.step + (self.ahead is not None)
+
+    @property
+    def is_past(self) -> bool:
+        """Whether its block was done before this step, as the host knows by now."""
+        step = self.work.round
+        return step is None or step.start != self.step.start
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,8 +77,10 @@ class Output:
     window: Window | None
 
 
-def row_outputs(plan: StepPlan, works: Mapping[str, Readable]) -> list[Output]:
-    """Return for each row the packed tokens whose hidden states are needed.
+def row_outputs(
+    plan: StepPlan, works: Mapping[str, Readable], ahead: Mapping[str, AdvancedRow]
+) -> list[Output]:
+    """Return for each row the packed tokens whose hidden states are needed; ahead: by request id.
 
     A denoise or scoring row reads its open positions; where logits are shifted, the states one position to
     the left, but the first that is fed has only its own. Of a row that only keeps keys and values, the last
@@ -78,10 +95,12 @@ def row_outputs(plan: StepPlan, works: Mapping[str, Readable]) -> list[Output]:
             positions = cast(ScoringWork, work).scored(row)
         elif row.kind is RowKind.DENOISE:
             text_work = cast(TextWork, work)
-            assert text_work.round is not None
-            positions = text_work.read_positions(text_work.round)
+            advanced = ahead.get(row.request_id)
+            step = text_work.round if advanced is None else text_work.again()
+            assert step is not None
+            positions = text_work.read_positions(step)
             if row.branch == "cond":
-                window = Window(row.request_id, text_work, text_work.round, positions, offset)
+                window = Window(row.request_id, text_work, step, positions, offset, advanced)
         at = np.maximum(positions - 1, row.start) if work.traits.shifts_logits else positions
         tokens = start + (at if at.size else np.asarray([row.end - 1])) - row.start
         num_read = len(positions) if row.branch == "cond" else 0
@@ -90,6 +109,17 @@ def row_outputs(plan: StepPlan, works: Mapping[str, Readable]) -> list[Output]:
         hidden_start += len(tokens)
         offset += num_read
     return outputs
+
+
+def show_advanced(token_ids: Tensor, outputs: Sequence[Output]) -> None:
+    """Put the tokens of windows that are further than the host knows into a batch's, i64[N]. In place."""
+    start = 0
+    for output in outputs:
+        window = output.window
+        if window is not None and window.ahead is not None:
+            at, size = start + window.step.start - output.row.start, window.step.stop - window.step.start
+            token_ids[at : at + size] = window.ahead.token_ids[:size]
+        start += output.row.end - output.row.start
 
 
 def readings_of(outputs: Sequence[Output]) -> list[Reading]:
@@ -123,8 +153,8 @@ def _step_reading(window: Window, rows: NDArray[np.int64], guided_rows: NDArray[
         transform=work.transform,
         random_source=work.canvas.random_source,
         block=work.canvas.block_index,
-        step=work.canvas.step,
-        wanted=work.algorithm.wanted_at(work.canvas.step),
+        step=window.step_index,
+        wanted=work.algorithm.wanted_at(window.step_index),
         excluded_ids=work.excluded_ids,
         num_alternatives=work.spec.logprobs,
         guided_rows=guided_rows,
@@ -154,22 +184,17 @@ def _score_reading(output: Output, rows: NDArray[np.int64], guided_rows: NDArray
 
 
 def read_scores(outputs: Sequence[Output], packed: PackedStatistics) -> dict[int, Scores]:
-    """Return for each scoring row of a plan, by its index, what was read of its tokens."""
+    """Return for each scoring row of a plan, by its index, what was read of its tokens (on the host)."""
     scores = {}
     for index, output in enumerate(outputs):
         if output.row.kind is not RowKind.SCORE or not output.num_read:
             continue
         assert packed.asked_logprobs is not None
         span = slice(output.offset, output.offset + output.num_read)
-        has_top = packed.top_ids is not None and packed.top_logprobs is not None
         scores[index] = Scores(
-            logprob=packed.asked_logprobs[span, 0].cpu().numpy(),
-            top_ids=packed.top_ids[span].cpu().numpy() if has_top and packed.top_ids is not None else None,
-            top_logprobs=(
-                packed.top_logprobs[span].cpu().numpy()
-                if has_top and packed.top_logprobs is not None
-                else None
-            ),
+            logprob=packed.asked_logprobs[span, 0].numpy(),
+            top_ids=None if packed.top_ids is None else packed.top_ids[span].numpy(),
+            top_logprobs=None if packed.top_logprobs is None else packed.top_logprobs[span].numpy(),
         )
     return scores
 
@@ -196,8 +221,3 @@ def _asked_ids(window: Window) -> NDArray[np.int64] | None:
         work.canvas.token_ids[step.start : step.stop], work.canvas.algorithm_state
     )
     return None if asked is None else asked[window.positions - step.start]
-
-
-def is_decided_by(kind: RowKind, branch: str) -> bool:
-    """Whether a row of this kind and branch brings its request's decision."""
-    return kind is RowKind.DENOISE and branch == "cond"

@@ -110,6 +110,20 @@ class TextWork:
             cost=Cost(tokens=feed.end - feed.start, rows=1, logits_bytes=logits_bytes),
         )
 
+    def again(self) -> Round | None:
+        """Return the round behind the current one, as if that did not finish its block.
+
+        None where the host must know its outcome first, or the block is sure to end with it.
+        """
+        algorithm, transform, canvas = self.algorithm, self.transform, self.canvas
+        depends = transform.guidance_scale or transform.repeat_penalty or self.end_rule.edits_open
+        if self.round is None or not algorithm.runs_ahead or depends:
+            return None
+        scheduled = algorithm.scheduled_steps
+        if scheduled is not None and canvas.step + 1 >= scheduled // max(1, canvas.num_blocks):
+            return None
+        return self.walk.again(canvas, self.round)
+
     def read_positions(self, step: Round) -> NDArray[np.int64]:
         """Return the canvas positions whose logits the algorithm needs."""
         read = step.eligible

@@ -10,6 +10,7 @@ from sfumato.serve.commands.evaluate import evaluate
 from sfumato.serve.commands.generate import generate
 from sfumato.serve.commands.generate_image import generate_image
 from sfumato.serve.commands.models import models
+from sfumato.serve.commands.quantize import quantize
 from sfumato.serve.commands.serve import serve
 from sfumato.serve.commands.spreading import spreading
 
@@ -32,4 +33,5 @@ def build_program() -> typer.Typer:
     program.command("models")(models)
     program.command("eval")(evaluate)
     program.command("bench", cls=spreading(*MANY))(bench)
+    program.command("quantize")(quantize)
     return program

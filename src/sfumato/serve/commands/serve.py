@@ -122,9 +122,17 @@ def serve(
     overlap: Annotated[
         str | None,
         typer.Option(
-            help="on: a step is launched while the one before runs; off; auto: where that is faster.",
+            help="on: a step is planned while the one before runs; device: it is launched before that one's "
+            "outcome is read; off; auto: off on a CPU, device on a GPU.",
             rich_help_panel=_ENGINE,
             show_default="auto",
+        ),
+    ] = None,
+    quantization: Annotated[
+        str | None,
+        typer.Option(
+            help="int8: weights of all layers in eight bits, made while loading (CPU).",
+            rich_help_panel=_ENGINE,
         ),
     ] = None,
     data_parallel: Annotated[
@@ -220,6 +228,7 @@ def serve(
         policy=policy,
         order=order,
         overlap=overlap,
+        quantization=quantization,
         data_parallel=data_parallel,
         data_parallel_attention=data_parallel_attention,
         max_running_requests=max_running_requests,

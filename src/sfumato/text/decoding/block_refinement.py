@@ -15,6 +15,7 @@ from sfumato.text.decoding.protocol import (
     Statistics,
     Transform,
     View,
+    counts,
     parameter,
     per_row,
 )
@@ -46,6 +47,7 @@ class BlockRefinement(Algorithm):
 
     is_monotone: ClassVar[bool] = False
     reads_decided: ClassVar[bool] = True
+    runs_ahead: ClassVar[bool] = True
 
     def transform(self, ends: tuple[int, ...], eot: int | None) -> Transform:
         """The confidence is that of the distribution a token is drawn from."""
@@ -83,7 +85,7 @@ class BlockRefinement(Algorithm):
         edits = (confidence > limit[:, None]) & view.editable & (token != view.token_ids)
         transfer = chosen | edits
         had_masks = view.eligible.any(-1)
-        post_steps = per_row((state or 0 for state in states), view) + (~had_masks).long()
+        post_steps = counts(states, view) + (~had_masks).long()
         is_over = (
             ~limit.isfinite()
             | ~edits.any(-1)
@@ -97,4 +99,4 @@ class BlockRefinement(Algorithm):
             ~has_masks & is_over & ~(had_masks & limit.isfinite()),
         )
         done &= ~per_row((row.never_ends for row in rows), view)
-        return Outcome(transfer=transfer, tokens=token, done=done, states=post_steps.tolist())
+        return Outcome(transfer=transfer, tokens=token, done=done, states=post_steps.unbind())

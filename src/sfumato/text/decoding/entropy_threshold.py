@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -49,6 +49,8 @@ class EntropyThreshold(Algorithm):
         minimum=1,
     )
     max_steps: int | None = parameter(None, "steps per block; the last one decides what is left", minimum=1)
+
+    runs_ahead: ClassVar[bool] = True
 
     @property
     def scheduled_steps(self) -> int | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -51,6 +51,8 @@ class FastDLLM(Algorithm):
     max_steps: int | None = parameter(None, "steps per block; the last one decides what is left", minimum=1)
     # Reference variant (Fast-dLLM, not dInfer): a cached block takes two forwards even if one finished it.
     looks_late: bool = False
+
+    runs_ahead: ClassVar[bool] = True
 
     @property
     def scheduled_steps(self) -> int | None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -35,6 +35,8 @@ class FastDLLMV2(Algorithm):
 
     threshold: float = parameter(0.9, "positions more confident than this are decided together", minimum=0.0)
     small_block_size: int = parameter(8, "positions of a sub-block", minimum=1)
+
+    runs_ahead: ClassVar[bool] = True
 
     def walk(self, canvas: Canvas, spec: TextSpec, traits: ModelTraits) -> Walk:
         """Go block by block; the first position goes first where it is open."""

@@ -12,6 +12,7 @@ from sfumato.text.decoding.protocol import (
     Statistics,
     Transform,
     View,
+    counts,
     parameter,
     per_row,
 )
@@ -37,6 +38,7 @@ class JointThreshold(Algorithm):
 
     is_monotone: ClassVar[bool] = False
     reads_decided: ClassVar[bool] = True
+    runs_ahead: ClassVar[bool] = True
 
     def transform(self, ends: tuple[int, ...], eot: int | None) -> Transform:
         """The confidence is that of the distribution a token is drawn from."""
@@ -55,11 +57,11 @@ class JointThreshold(Algorithm):
         edit_threshold = per_row((row.edit_threshold for row in rows), view)[:, None]
         edits = (confidence > edit_threshold) & view.editable & (token != view.token_ids)
         has_masks = view.eligible.any(-1)
-        post_steps = per_row((state or 0 for state in states), view) + (~has_masks).long()
+        post_steps = counts(states, view) + (~has_masks).long()
         limit = per_row((row.max_post_edit_steps for row in rows), view)
         is_over = ~has_masks & (post_steps > limit)
         transfer = (chosen | edits) & ~is_over[:, None]
         # With no step left after the last mask, the one that would only find that out is not run.
         is_last = (limit == 0) & ~(view.eligible & ~transfer).any(-1)
         done = is_over | ~transfer.any(-1) | is_last
-        return Outcome(transfer=transfer, tokens=token, done=done, states=post_steps.tolist())
+        return Outcome(transfer=transfer, tokens=token, done=done, states=post_steps.unbind())

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -45,6 +45,8 @@ class LLaDA(Algorithm):
     is_reference: bool = False
     # Reference variant: at temperatures above 0 only the end-of-turn token loses its confidence.
     spares_eos: bool = False
+
+    runs_ahead: ClassVar[bool] = True
 
     @property
     def scheduled_steps(self) -> int | None:

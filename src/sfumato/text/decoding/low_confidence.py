@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from sfumato.text.decoding.protocol import Algorithm, Outcome, Statistics, Transform, View, parameter, per_row
 from sfumato.text.decoding.ranking import rank_descending
@@ -16,6 +16,8 @@ class LowConfidence(Algorithm):
 
     threshold: float = parameter(0.95, "positions more confident than this are decided together", minimum=0.0)
     max_steps: int | None = parameter(None, "steps per block; the last one decides what is left", minimum=1)
+
+    runs_ahead: ClassVar[bool] = True
 
     def transform(self, ends: tuple[int, ...], eot: int | None) -> Transform:
         """The confidence is that of the distribution a token is drawn from."""

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from sfumato.cache.approximate import Feed
 from sfumato.core.plan import Decision
 from sfumato.text.canvas import Canvas
-from sfumato.text.walk import Round
+from sfumato.text.walk import Round, Walk
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +57,7 @@ class Block:
 
 
 @dataclass(slots=True)
-class MultiBlockWalk:
+class MultiBlockWalk(Walk):
     """Implements `Walk`; blocks[0] is the prompt.
 
     cached: leading positions whose keys are kept, in `held` slots: more slots than positions once a refresh

@@ -20,6 +20,7 @@ from sfumato.cache.approximate import Reuse
 from sfumato.core.spec import TextSpec
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import NotSupported, RequestError
+from sfumato.models.placing import placed
 from sfumato.text.canvas import Canvas
 from sfumato.text.walk import Walk, block_walk
 
@@ -132,6 +133,8 @@ class Algorithm(ABC):
     reads_decided: statistics of decided, unpinned positions are needed too.
     spans_canvas: all of a canvas is one block, whatever block length was asked for.
     renoises: undecided positions show random tokens, for models without a mask token.
+    runs_ahead: its next step can begin before the host knows what this one decides: its state is None or a
+    tensor.
     """
 
     __slots__ = ()
@@ -140,6 +143,7 @@ class Algorithm(ABC):
     reads_decided: ClassVar[bool] = False
     spans_canvas: ClassVar[bool] = False
     renoises: ClassVar[bool] = False
+    runs_ahead: ClassVar[bool] = False
 
     @property
     def needs_uniform(self) -> bool:
@@ -249,7 +253,13 @@ def soft_states(statistics: Statistics, view: View) -> list[Tensor | None]:
 
 def per_row(values: Iterable[Any], view: View) -> Tensor:
     """Return one value per row as a tensor [R] beside the view's."""
-    return torch.tensor(list(values), device=view.step.device)
+    return placed(list(values), view.step.device)
+
+
+def counts(states: Sequence[Any], view: View) -> Tensor:
+    """Return states that are numbers, None for 0, as i64[R]."""
+    zero = view.step.new_zeros(())
+    return torch.stack([zero if state is None else torch.as_tensor(state).to(zero) for state in states])
 
 
 def require_bidirectional(name: str, value: object, is_bidirectional: bool) -> None:

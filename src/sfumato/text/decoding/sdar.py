@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -32,6 +32,8 @@ class SDAR(Algorithm):
     denoising_steps: int | None = parameter(
         None, "steps per block that the schedule plans for; default one token per step", minimum=1
     )
+
+    runs_ahead: ClassVar[bool] = True
 
     def transform(self, ends: tuple[int, ...], eot: int | None) -> Transform:
         """The confidence is that of the distribution a token is drawn from."""
