@@ -54,7 +54,13 @@ class Stop(msgspec.Struct, frozen=True, kw_only=True, tag="stop"):
     drain: bool
 
 
-Message = Submit | Abort | Pause | Resume | Ping | Stop
+class Watch(msgspec.Struct, frozen=True, kw_only=True, tag="watch"):
+    """Say from now on which requests each step ran, or no longer."""
+
+    is_on: bool
+
+
+Message = Submit | Abort | Pause | Resume | Ping | Stop | Watch
 
 
 class TokenLogprob(msgspec.Struct, frozen=True, kw_only=True):
@@ -143,11 +149,21 @@ class Output(msgspec.Struct, frozen=True, kw_only=True):
     queue_seconds: float | None = None
 
 
+class StepShare(msgspec.Struct, frozen=True, kw_only=True):
+    """What one request had in one step: rows of one kind, and the positions that they fed."""
+
+    request_id: str
+    kind: str
+    rows: int
+    tokens: int
+
+
 class StepStats(msgspec.Struct, frozen=True, kw_only=True):
     """One step in numbers: what ran and how long.
 
     host_seconds: of the loop, without its waiting. hidden_seconds: of these, while a forward ran.
     wasted_rows: requests that were planned on a guess and had nothing left to run.
+    shares: of the first requests in row order, while somebody watches.
     """
 
     launch_id: int
@@ -158,6 +174,7 @@ class StepStats(msgspec.Struct, frozen=True, kw_only=True):
     device_seconds: float
     hidden_seconds: float = 0.0
     wasted_rows: int = 0
+    shares: tuple[StepShare, ...] = ()
 
 
 class Gauges(msgspec.Struct, frozen=True, kw_only=True):

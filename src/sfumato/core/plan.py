@@ -7,6 +7,8 @@ from typing import Any
 
 import msgspec
 
+from sfumato.core.messages import StepShare
+
 
 class RowKind(StrEnum):
     """What a row of a forward is for."""
@@ -163,3 +165,18 @@ class StepResult(msgspec.Struct, frozen=True, kw_only=True):
     rows: tuple[RowResult, ...]
     device_seconds: float = 0.0
     num_past: int = 0
+
+
+def shares_of(result: StepResult, limit: int) -> tuple[StepShare, ...]:
+    """Return what each of the first `limit` pairs of request and kind had in a step, in row order."""
+    found: dict[tuple[str, RowKind], tuple[int, int]] = {}
+    for row in (each.row for each in result.rows):
+        key = (row.request_id, row.kind)
+        if key not in found and len(found) == limit:
+            continue
+        rows, tokens = found.get(key, (0, 0))
+        found[key] = (rows + 1, tokens + row.cost.tokens)
+    return tuple(
+        StepShare(request_id=request_id, kind=kind.value, rows=rows, tokens=tokens)
+        for (request_id, kind), (rows, tokens) in found.items()
+    )

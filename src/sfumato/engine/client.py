@@ -30,6 +30,7 @@ from sfumato.core.messages import (
     Stop,
     Submit,
     Turn,
+    Watch,
 )
 from sfumato.engine.wire import (
     EngineInfo,
@@ -330,6 +331,11 @@ class EngineClient:
         """Run again after a pause."""
         self._check_alive()
         self._send(Resume())
+
+    def watch(self, *, is_on: bool) -> None:
+        """Let steps say which requests they ran, or no longer; a process that is gone says nothing anyway."""
+        if self._failure is None:
+            self._send(Watch(is_on=is_on))
 
     async def stop(self, *, drain: bool) -> None:
         """Let the engine finish its requests (drain) or end them now, and wait until its process is gone."""

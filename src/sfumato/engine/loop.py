@@ -21,8 +21,9 @@ from sfumato.core.messages import (
     Stop,
     Submit,
     Turn,
+    Watch,
 )
-from sfumato.core.plan import RowResult, StepPlan
+from sfumato.core.plan import RowResult, StepPlan, shares_of
 from sfumato.core.protocols import Inbox, Outbox, WorkFactory
 from sfumato.core.request import Progress, Request, Status, Work
 from sfumato.engine.lane import Lane
@@ -32,6 +33,8 @@ from sfumato.errors import EngineError, RequestError
 
 # Where nothing can run until a peer has let go of pages, the loop looks again this soon.
 _STUCK_SECONDS = 0.02
+# Requests that a watched step names; an operator's screen has no place for more.
+_MAX_SHARES = 64
 # With only launches beside the steps in flight, messages are looked for this often.
 _BESIDE_SECONDS = 0.01
 
@@ -68,6 +71,7 @@ class EngineLoop:
         self.num_ended = 0
         self.is_alive = True
         self.is_paused = False
+        self.is_watched = False
         self._is_draining = False
         self._is_stuck = False
         self._num_arrived = 0
@@ -150,6 +154,8 @@ class EngineLoop:
                 self.is_paused = False
             case Ping():
                 self._pongs.append(message.token)
+            case Watch():
+                self.is_watched = message.is_on
             case Stop():
                 self._stop(drain=message.drain)
             case PeerEvent():
@@ -314,6 +320,7 @@ class EngineLoop:
                 device_seconds=device_seconds,
                 hidden_seconds=max(0.0, host_seconds - finished.idle_seconds) if lane.depth else 0.0,
                 wasted_rows=finished.num_wasted,
+                shares=shares_of(finished.result, _MAX_SHARES) if self.is_watched else (),
             )
         )
         return now

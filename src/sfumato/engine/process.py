@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     # These load torch, before which this process sets limits that torch reads.
+    from sfumato.core.traits import ModelTraits
     from sfumato.engine.loop import EngineLoop
     from sfumato.engine.profile import Profile
     from sfumato.parallel.bell import Bell
@@ -190,7 +191,7 @@ def _text_engine(
         name=loaded.folder.name,
         path=str(loaded.folder.path),
         traits=loaded.traits,
-        algorithms=_algorithms(),
+        algorithms=_algorithms(loaded.traits),
         has_tokenizer=loaded.folder.has_tokenizer,
         limits=config.limits,
         num_parameters=count_parameters(build_on_meta(loaded.folder.config)[1]),
@@ -235,10 +236,13 @@ def _image_engine(
     return loop, info, lambda: None
 
 
-def _algorithms() -> dict[str, list[dict[str, Any]]]:
-    from sfumato.text.decoding.registry import ALGORITHMS, describe
+def _algorithms(traits: ModelTraits) -> dict[str, list[dict[str, Any]]]:
+    """Describe the algorithms that fit the model: some need a mask token, the others that there is none."""
+    from sfumato.text.decoding.registry import ALGORITHMS, algorithm_class, describe
 
-    return {name: describe(name) for name in ALGORITHMS}
+    return {
+        name: describe(name) for name in ALGORITHMS if algorithm_class(name).renoises != traits.has_mask_token
+    }
 
 
 def _progress_to(outbox: Any) -> Any:

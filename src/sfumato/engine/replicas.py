@@ -225,6 +225,11 @@ class Replicas:
         found = await asyncio.gather(*(each.profile(is_on=is_on, num_steps=num_steps) for each in alive))
         return [path for path in found if path is not None]
 
+    def watch(self, *, is_on: bool) -> None:
+        """Let steps of all engines, helpers too, say which requests they ran, or no longer."""
+        for client in (*self.clients, *self.helpers):
+            client.watch(is_on=is_on)
+
     async def stop(self, *, drain: bool) -> None:
         """Let the engines finish their requests (drain) or end them now; wait until they are gone."""
         await asyncio.gather(*(client.stop(drain=drain) for client in self.clients))
