@@ -12,12 +12,15 @@ from fastapi import Request, Response
 from sfumato.engine.frontend import draw_seed
 from sfumato.serve.errors import unavailable
 from sfumato.serve.generation import Call, Collected, Generation, collect
+from sfumato.serve.infill_schema import InfillRequest
 from sfumato.serve.registry import Registry
 from sfumato.serve.schema import ChatRequest, CompletionRequest
 from sfumato.serve.streams import CLIENT_GONE, ClientGone, EventStream, json_response, until_gone
 
 
-def open_call(request: Request, body: ChatRequest | CompletionRequest, *, prefix: str) -> Call:
+def open_call(
+    request: Request, body: ChatRequest | CompletionRequest | InfillRequest, *, prefix: str
+) -> Call:
     """Find the model and draw a seed where none is given. Raises ApiError."""
     registry: Registry = request.app.state.registry
     if registry.is_draining:

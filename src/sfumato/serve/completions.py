@@ -11,7 +11,8 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from sfumato.serve.calls import open_call, respond
-from sfumato.serve.generation import Call, Collected, Generation, Piece, canvas_field, collect
+from sfumato.serve.gaps import DEFAULT_GAP, check_infill, without_ends
+from sfumato.serve.generation import Call, Collected, Generation, Infill, Piece, canvas_field, collect
 from sfumato.serve.logprobs import completion_logprobs
 from sfumato.serve.registry import ServedModel
 from sfumato.serve.schema import CompletionRequest
@@ -25,6 +26,9 @@ router = APIRouter()
 async def create(request: Request, body: CompletionRequest) -> Response:
     """Continue one or more prompts."""
     call = open_call(request, body, prefix="cmpl")
+    if body.suffix:
+        check_infill(call.model.name, call.model.traits, "suffix")
+        call = replace(call, params=without_ends(call.params, call.model.traits))
     if body.scores_prompt:
         return await respond_scored(request, call, body)
     return await respond(
@@ -37,7 +41,15 @@ async def create(request: Request, body: CompletionRequest) -> Response:
 
 async def _start(request: Request, call: Call, body: CompletionRequest) -> Generation:
     prompts = await asyncio.gather(*(call.model.encode(prompt) for prompt in body.prompt))
-    return await Generation.start(call, request.app.state.metrics, prompts)
+    infills = [await _gap(call, body.suffix)] * len(prompts) if body.suffix else []
+    return await Generation.start(call, request.app.state.metrics, prompts, infills=infills)
+
+
+async def _gap(call: Call, suffix: str) -> Infill:
+    """Return the gap of max_tokens between a prompt and what follows it."""
+    num_open = call.params.max_tokens or DEFAULT_GAP
+    following = await call.model.encode(suffix, add_special_tokens=False)
+    return Infill((*[None] * num_open, *following), num_open)
 
 
 async def respond_scored(request: Request, call: Call, body: CompletionRequest) -> Response:

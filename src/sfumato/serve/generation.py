@@ -7,7 +7,9 @@ from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sfumato.core.messages import CanvasView, FinishReason, Submit, Usage
+import msgspec
+
+from sfumato.core.messages import CanvasView, FinishReason, Output, Submit, Usage
 from sfumato.engine.client import Outputs
 from sfumato.engine.frontend import Assembler, Delta, SamplingParams, make_spec
 from sfumato.errors import RequestError
@@ -53,6 +55,41 @@ class Piece:
     finish_reason: str | None
 
 
+@dataclass(frozen=True, slots=True)
+class Infill:
+    """What is pinned behind a prompt, None where it is open; num_shown: positions that the answer has."""
+
+    tokens: tuple[int | None, ...]
+    num_shown: int
+
+    def usage(self, usage: Usage) -> Usage:
+        """Count what is pinned as given, not as made."""
+        made = self.tokens[: usage.completion_tokens].count(None)
+        num_pins = len(self.tokens) - self.tokens.count(None)
+        prompt_tokens = usage.prompt_tokens + num_pins
+        return msgspec.structs.replace(usage, prompt_tokens=prompt_tokens, completion_tokens=made)
+
+    def shown(self, output: Output, num_before: int) -> Output:
+        """Cut an output where the answer ends; num_before: tokens that came earlier."""
+        room = max(0, self.num_shown - num_before)
+        canvas = output.canvas
+        if canvas is not None:
+            width = max(0, self.num_shown - canvas.start)
+            canvas = msgspec.structs.replace(
+                canvas,
+                token_ids=canvas.token_ids[:width],
+                confidence=canvas.confidence[:width],
+                undecided=canvas.undecided[:width],
+            )
+        return msgspec.structs.replace(
+            output,
+            token_ids=output.token_ids[:room],
+            logprobs=None if output.logprobs is None else output.logprobs[:room],
+            canvas=canvas,
+            usage=self.usage(output.usage),
+        )
+
+
 @dataclass(slots=True)
 class _Choice:
     """One choice while it is open."""
@@ -60,6 +97,8 @@ class _Choice:
     index: int
     assembler: Assembler
     token_log: TokenLog | None
+    infill: Infill | None = None
+    num_tokens: int = 0
     usage: Usage = Usage()
     is_queued: bool = True
     last_output: float | None = None
@@ -79,23 +118,33 @@ class Generation:
 
     @classmethod
     async def start(
-        cls, call: Call, metrics: Metrics, prompts: Sequence[list[int]], *, logs_all: bool = False
+        cls,
+        call: Call,
+        metrics: Metrics,
+        prompts: Sequence[list[int]],
+        *,
+        infills: Sequence[Infill] = (),
+        logs_all: bool = False,
     ) -> Generation:
         """Submit every choice and wait until the engine has accepted them.
 
-        logs_all: log probabilities of tokens without text too. Raises RequestError or EngineError.
+        infills: what is pinned behind each prompt. logs_all: log probabilities of tokens without text too.
+        Raises RequestError or EngineError.
         """
         params, model = call.params, call.model
         submissions, choices = [], {}
         try:
             for index in range(len(prompts) * params.n):
                 request_id = f"{call.id}-{index}"
-                spec = make_spec(prompts[index // params.n], params, model.traits, choice=index % params.n)
+                infill = infills[index // params.n] if infills else None
+                asked = params if infill is None else _pinned(params, infill)
+                spec = make_spec(prompts[index // params.n], asked, model.traits, choice=index % params.n)
                 submissions.append(
                     Submit(request_id=request_id, spec=spec, priority=params.priority, timeout=params.timeout)
                 )
                 token_log = None if params.logprobs is None else TokenLog(model.tokenizer, gives_all=logs_all)
-                choices[request_id] = _Choice(index, Assembler(model.tokenizer, params.stop), token_log)
+                assembler = Assembler(model.tokenizer, params.stop)
+                choices[request_id] = _Choice(index, assembler, token_log, infill)
             outputs = await model.client.submit(submissions)
         except RequestError:
             metrics.requests.labels(model.name, call.endpoint, "refused").inc(max(1, len(submissions)))
@@ -109,6 +158,9 @@ class Generation:
         """
         async for output in self.outputs:
             choice = self.choices[output.request_id]
+            if choice.infill is not None:
+                output = choice.infill.shown(output, choice.num_tokens)
+                choice.num_tokens += len(output.token_ids)
             delta = choice.assembler.push(output)
             choice.usage = delta.usage
             self._observe(choice, delta)
@@ -191,17 +243,24 @@ class Collected:
     entries: list[TokenEntry] = field(default_factory=list)
     finish_reason: str | None = None
 
+    def add(self, piece: Piece) -> None:
+        """Take in a piece of this choice."""
+        self.text += piece.text
+        self.token_ids.extend(piece.token_ids)
+        self.entries.extend(piece.entries)
+        self.finish_reason = piece.finish_reason or self.finish_reason
+
 
 async def collect(generation: Generation) -> list[Collected]:
     """Run a call to its end and return its choices in order. Raises ApiError."""
     finished = [Collected() for _ in generation.choices]
     async for piece in generation.pieces():
-        choice = finished[piece.index]
-        choice.text += piece.text
-        choice.token_ids.extend(piece.token_ids)
-        choice.entries.extend(piece.entries)
-        choice.finish_reason = piece.finish_reason or choice.finish_reason
+        finished[piece.index].add(piece)
     return finished
+
+
+def _pinned(params: SamplingParams, infill: Infill) -> SamplingParams:
+    return msgspec.structs.replace(params, infill=infill.tokens, max_tokens=len(infill.tokens))
 
 
 def canvas_field(model: ServedModel, canvas: CanvasView) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from sfumato.core.traits import ImageTraits
+from sfumato.serve.gaps import why_no_infill
 from sfumato.serve.image_fields import size_text
 from sfumato.serve.registry import Registry, ServedModel
 from sfumato.serve.streams import json_response
@@ -50,6 +51,7 @@ def describe(model: ServedModel) -> dict[str, Any]:
 
 def _text_choices(model: ServedModel) -> dict[str, Any]:
     info, traits = model.client.info, model.traits
+    no_infill = why_no_infill(traits)
     return {
         "visibility": traits.visibility,
         "vocab_size": traits.vocab_size,
@@ -61,6 +63,7 @@ def _text_choices(model: ServedModel) -> dict[str, Any]:
         "fixed_block_length": traits.fixed_block_length,
         "mask_token_id": traits.mask_token_id,
         "eos_token_ids": traits.eos_token_ids,
+        "infill": {"is_supported": no_infill is None, "reason": no_infill},
         "default_max_tokens": traits.default_max_tokens,
         "default_algorithm": traits.default_algorithm,
         "default_algorithm_parameters": traits.default_parameters,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
 from pydantic_core import PydanticCustomError
 
 from sfumato.engine.frontend import MAX_CHOICES, SamplingParams
@@ -21,6 +21,7 @@ from sfumato.serve.fields import (
     TokenIds,
     TopK,
     neutral,
+    whole,
 )
 
 MAX_ALTERNATIVES = 20
@@ -190,7 +191,7 @@ class CompletionRequest(TextRequest):
     logprobs: Annotated[int, Field(ge=0, le=MAX_ALTERNATIVES)] | None = None
     echo: bool | None = None
     best_of: Count | None = None
-    suffix: Annotated[Any, neutral("")] = None
+    suffix: Annotated[str, AfterValidator(whole)] | None = None
 
     @property
     def scores_prompt(self) -> bool:
@@ -201,6 +202,8 @@ class CompletionRequest(TextRequest):
         """Return the engine's parameters. Raises ApiError for what is not supported together."""
         self.check_stream()
         n = self.n or 1
+        if self.suffix and self.scores_prompt:
+            raise bad_request("echo with logprobs scores a prompt that nothing follows", "suffix")
         if self.best_of not in (None, 1, n):
             raise bad_request(f"best_of {self.best_of} is not supported unless it equals n", "best_of")
         if self.scores_prompt and self.stream:
