@@ -1,7 +1,7 @@
 """/v1/infill: gaps in a text are denoised in place, the rest stays pinned.
 
-Every combination of lengths is a request of its own; they are denoised in one batch, and the answer is the one
-whose tokens have the best mean log probability.
+Every combination of lengths is a request of its own; they are denoised in one batch, and the answer is the
+one whose tokens have the best mean log probability.
 """
 
 from __future__ import annotations

@@ -7,6 +7,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from sfumato.core.traits import ImageTraits
+from sfumato.serve.controls import image_controls, text_controls
 from sfumato.serve.gaps import why_no_infill
 from sfumato.serve.image_fields import size_text
 from sfumato.serve.registry import Registry, ServedModel
@@ -64,6 +65,7 @@ def _text_choices(model: ServedModel) -> dict[str, Any]:
         "mask_token_id": traits.mask_token_id,
         "eos_token_ids": traits.eos_token_ids,
         "infill": {"is_supported": no_infill is None, "reason": no_infill},
+        "controls": text_controls(traits, info.page_size),
         "default_max_tokens": traits.default_max_tokens,
         "default_algorithm": traits.default_algorithm,
         "default_algorithm_parameters": traits.default_parameters,
@@ -75,6 +77,7 @@ def _text_choices(model: ServedModel) -> dict[str, Any]:
 
 def _image_choices(traits: ImageTraits) -> dict[str, Any]:
     return {
+        "controls": image_controls(traits),
         "default_size": size_text(traits.default_width, traits.default_height),
         "size_unit": traits.size_unit,
         "default_num_inference_steps": traits.default_steps,

@@ -25,6 +25,7 @@ def print_banner(console: Console, registry: Registry, settings: ServerSettings,
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     address = f"http://{host}:{port}"
     console.print(f"Sfumato serves at {address}/v1", highlight=False, soft_wrap=True, markup=False)
+    console.print(f"Watch it denoise: {address}/", highlight=False, soft_wrap=True, markup=False)
     for model in registry.models.values():
         info = model.client.info
         console.print(

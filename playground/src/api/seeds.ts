@@ -1,0 +1,24 @@
+// Seeds have 63 bits, more than a number of JavaScript holds: they are kept as digits.
+
+const SEED = /"seed":\s*(-?\d+)/;
+const SEED_BITS = 32;
+
+/** Return a seed that reads well and can be typed again. */
+export function drawSeed(): string {
+  const [drawn] = crypto.getRandomValues(new Uint32Array(1));
+  return String(drawn! % 2 ** SEED_BITS);
+}
+
+/** Parse a body and take its seed out, digit for digit. */
+export function parseBody(json: string): { body: Record<string, unknown>; seed: string } {
+  const seed = SEED.exec(json)?.[1] ?? "";
+  const body = JSON.parse(json) as Record<string, unknown>;
+  delete body["seed"];
+  return { body, seed };
+}
+
+/** Write a body with its seed, digit for digit. */
+export function writeBody(body: Record<string, unknown>, seed: string): string {
+  if (!/^-?\d+$/.test(seed)) throw new Error(`the seed ${seed} is not a whole number`);
+  return `{"seed":${seed},${JSON.stringify(body).slice(1)}`;
+}

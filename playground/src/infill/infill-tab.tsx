@@ -1,0 +1,69 @@
+// Infill: a text with gaps, which denoise in place while the rest stays as it is.
+import { useState } from "preact/hooks";
+import type { TextModel } from "../api/types";
+import { ModelChoice, PaceChoice } from "../controls/choice";
+import { Fold } from "../controls/fold";
+import { SettingsPanel } from "../controls/settings";
+import { NO_SETTINGS, type Settings } from "../controls/values";
+import { useRate } from "../text/text-tab";
+import { Editor } from "./editor";
+import { FilledText } from "./filled-text";
+import { Filling } from "./filling";
+import type { Part } from "./gaps";
+
+// The gaps say where a text ends.
+const WITHOUT = ["max_tokens"];
+const DEFAULT_PACE = 0;
+
+/** Prefer a model that can fill gaps. */
+function first(models: readonly TextModel[]): string {
+  return (models.find((model) => model.infill.is_supported) ?? models[0])?.id ?? "";
+}
+
+export function InfillTab({ models }: { models: readonly TextModel[] }) {
+  const [modelId, setModelId] = useState(() => first(models));
+  const [settings, setSettings] = useState<Settings>(NO_SETTINGS);
+  const [pace, setPace] = useState(DEFAULT_PACE);
+  const [filling, setFilling] = useState<Filling | null>(null);
+  const rate = useRate(pace);
+  const model = models.find((each) => each.id === modelId);
+  if (!model) return <p class="notice">No model that writes text is served here.</p>;
+
+  function choose(id: string) {
+    filling?.stop();
+    setFilling(null);
+    setModelId(id);
+    setSettings(NO_SETTINGS);
+  }
+
+  function fill(parts: Part[], question: string) {
+    filling?.stop();
+    const started = new Filling(model!, settings);
+    setFilling(started);
+    void started.run(parts, question);
+  }
+
+  return (
+    <div class="bench">
+      <aside class="panel" aria-label="Settings">
+        <Fold title="Settings">
+          <ModelChoice models={models} value={modelId} onValue={choose} />
+          <PaceChoice value={pace} onValue={setPace} />
+          <fieldset>
+            <legend>Decoding</legend>
+            <SettingsPanel model={model} settings={settings} onSettings={setSettings} without={WITHOUT} />
+          </fieldset>
+        </Fold>
+      </aside>
+      <section class="work" aria-label="Text with gaps">
+        {!model.infill.is_supported && (
+          <p class="notice" role="note">
+            {model.id} cannot fill gaps: {model.infill.reason}.
+          </p>
+        )}
+        <Editor model={model} onFill={fill} />
+        {filling && <FilledText filling={filling} rate={rate} />}
+      </section>
+    </div>
+  );
+}
