@@ -51,6 +51,7 @@ def test_token_ids_in_token_ids_out(engine: Engine) -> None:
         (SamplingParams(timeout=0.0), "timeout"),
         (SamplingParams(infill=(1, None), max_tokens=3), "infill"),
         (SamplingParams(infill=(1000, None)), "infill"),
+        (SamplingParams(infill=(None,) * 100_000), "infill"),
         (SamplingParams(stop=("x",)), "stop"),
     ],
 )

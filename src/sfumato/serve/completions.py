@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -11,7 +11,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from sfumato.serve.calls import open_call, respond
-from sfumato.serve.gaps import DEFAULT_GAP, check_infill, without_ends
+from sfumato.serve.gaps import DEFAULT_GAP, check_infill, check_room, without_ends
 from sfumato.serve.generation import Call, Collected, Generation, Infill, Piece, canvas_field, collect
 from sfumato.serve.logprobs import completion_logprobs
 from sfumato.serve.registry import ServedModel
@@ -41,14 +41,16 @@ async def create(request: Request, body: CompletionRequest) -> Response:
 
 async def _start(request: Request, call: Call, body: CompletionRequest) -> Generation:
     prompts = await asyncio.gather(*(call.model.encode(prompt) for prompt in body.prompt))
-    infills = [await _gap(call, body.suffix)] * len(prompts) if body.suffix else []
+    infills = [await _gap(call, body.suffix, prompts)] * len(prompts) if body.suffix else []
     return await Generation.start(call, request.app.state.metrics, prompts, infills=infills)
 
 
-async def _gap(call: Call, suffix: str) -> Infill:
-    """Return the gap of max_tokens between a prompt and what follows it."""
+async def _gap(call: Call, suffix: str, prompts: Sequence[list[int]]) -> Infill:
+    """Return the gap of max_tokens between each prompt and what follows it."""
     num_open = call.params.max_tokens or DEFAULT_GAP
     following = await call.model.encode(suffix, add_special_tokens=False)
+    num_tokens = max(map(len, prompts)) + num_open + len(following)
+    check_room(call.model.name, call.model.traits, num_tokens, "max_tokens")
     return Infill((*[None] * num_open, *following), num_open)
 
 

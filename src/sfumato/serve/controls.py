@@ -147,7 +147,14 @@ def _family_controls(traits: ImageTraits) -> list[Control]:
             maximum=1.0,
             doc="share of the answer whose contrast is brought back",
         ),
-        Control(name="eta", type="float", default=0.0, minimum=0.0, maximum=1.0, doc="fresh noise in a step"),
+        Control(
+            name="eta",
+            type="float",
+            default=0.0,
+            minimum=0.0,
+            maximum=1.0,
+            doc="fresh noise in a step, where the timestep scheduler knows it",
+        ),
         Control(
             name="max_sequence_length",
             type="int",

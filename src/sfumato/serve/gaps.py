@@ -6,7 +6,7 @@ import msgspec
 
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.frontend import SamplingParams
-from sfumato.errors import NotSupported
+from sfumato.errors import NotSupported, RequestError
 
 # What OpenAI makes behind a prompt that says nothing of its length.
 DEFAULT_GAP = 16
@@ -31,6 +31,18 @@ def check_infill(name: str, traits: ModelTraits, field: str) -> None:
     reason = why_no_infill(traits)
     if reason is not None:
         raise NotSupported(f"model {name!r} cannot fill gaps: {reason}", field=field)
+
+
+def check_room(name: str, traits: ModelTraits, num_tokens: int, field: str) -> None:
+    """Raise RequestError where what is given and the longest gaps are more than the context."""
+    if num_tokens > traits.context_length:
+        raise RequestError(
+            f"what is given and the gaps have {num_tokens} tokens, the context of {name!r} "
+            f"{traits.context_length}",
+            field=field,
+            value=num_tokens,
+            limit=traits.context_length,
+        )
 
 
 def without_ends(params: SamplingParams, traits: ModelTraits) -> SamplingParams:

@@ -16,7 +16,7 @@ from fastapi import APIRouter, Request, Response
 from sfumato.errors import RequestError
 from sfumato.serve.calls import open_call, respond
 from sfumato.serve.errors import bad_request
-from sfumato.serve.gaps import check_infill, without_ends
+from sfumato.serve.gaps import check_infill, check_room, without_ends
 from sfumato.serve.generation import Call, Collected, Generation, Infill, canvas_field
 from sfumato.serve.infill_schema import Gap, InfillRequest
 from sfumato.serve.registry import ServedModel
@@ -63,7 +63,11 @@ class _Layout:
             # An answer ends behind its last part, as the model knows answers to end.
             parts.append(list(model.traits.eos_token_ids[:1]))
             texts.append("")
-        return cls(prompt, parts, list(body.lengths()), texts)
+        layout = cls(prompt, parts, list(body.lengths()), texts)
+        longest = sum(gap.longest for gap in body.gaps)
+        num_tokens = len(prompt) + layout.num_pins + longest
+        check_room(model.name, model.traits, num_tokens, "parts")
+        return layout
 
     @property
     def num_pins(self) -> int:

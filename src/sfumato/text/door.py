@@ -216,6 +216,14 @@ class TextDoor:
                 value=len(spec.prompt_ids),
                 limit=traits.context_length,
             )
+        wanted = len(spec.prompt_ids) + spec.max_tokens
+        if spec.infill is not None and length < wanted:
+            raise RequestError(
+                f"the prompt and the infill have {wanted} tokens, the context {traits.context_length}",
+                field="infill",
+                value=wanted,
+                limit=traits.context_length,
+            )
         logits_bytes = min(block, length) * traits.vocab_size * 4
         if logits_bytes > self.max_logits_bytes:
             raise RequestError(
