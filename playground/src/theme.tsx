@@ -1,5 +1,5 @@
 // Light or dark: as the system says, until somebody chooses here.
-import { useEffect, useState } from "preact/hooks";
+import { useLayoutEffect, useState } from "preact/hooks";
 
 const NAME = "sfumato-theme";
 const THEMES = ["system", "light", "dark"] as const;
@@ -18,7 +18,7 @@ function stored(): Theme {
 
 export function ThemeChoice() {
   const [theme, setTheme] = useState(stored);
-  useEffect(() => {
+  useLayoutEffect(() => {
     if (theme === "system") delete document.documentElement.dataset["theme"];
     else document.documentElement.dataset["theme"] = theme;
     localStorage.setItem(NAME, theme);

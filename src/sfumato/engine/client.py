@@ -48,6 +48,7 @@ from sfumato.errors import ConfigError, EngineDied, EngineError, RequestError
 # After the process is gone, what it sent last is still on its way through the socket for a moment.
 _LAST_NEWS_SECONDS = 0.1
 _KILL_SECONDS = 5.0
+_NOBODYS_TOKEN = 0
 
 LoadingCallback = Callable[[Loading], None]
 TurnCallback = Callable[[Turn], None]
@@ -336,6 +337,8 @@ class EngineClient:
         """Let steps say which requests they ran, or no longer; a process that is gone says nothing anyway."""
         if self._failure is None:
             self._send(Watch(is_on=is_on))
+            # Its answer brings the gauges of an engine that stands still; nobody waits for it.
+            self._send(Ping(token=_NOBODYS_TOKEN))
 
     async def stop(self, *, drain: bool) -> None:
         """Let the engine finish its requests (drain) or end them now, and wait until its process is gone."""
