@@ -16,7 +16,7 @@ CONSTRAINTS :=
 TORCH := $(PIP) --index-url "$(TORCH_INDEX)" "torch>=2.11"
 endif
 
-.PHONY: serve test test-all check goldens bench clean
+.PHONY: serve test test-all check goldens bench playground clean
 
 serve: $(SERVING)
 	$(BIN)/sfumato serve $(ARGS)
@@ -51,7 +51,12 @@ $(SERVING): pyproject.toml constraints.txt
 
 $(DEVELOPING): $(SERVING)
 	$(PIP) $(CONSTRAINTS) -e ".[dev]"
+	scripts/browser
 	touch $@
+
+# The page's bundle from its sources; a slow test compares it with what is committed.
+playground:
+	cd playground && npm ci --no-audit --no-fund && npm run check && npm run build
 
 clean:
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -8,14 +8,17 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
+from rich.text import Text
 
+from sfumato import SamplingParams
 from sfumato.config import EngineConfig
 from sfumato.core.messages import CanvasView, FinishReason
 from sfumato.engine.frontend import Delta
 from sfumato.errors import ConfigError
 from sfumato.models.folder import ZOO
 from sfumato.serve.cli import run
-from sfumato.serve.commands.canvas import CanvasText
+from sfumato.serve.commands.canvas import CanvasText, draws_live, show, tail
+from sfumato.serve.commands.loading import load_engine
 from sfumato.serve.launch import Planned, share_out
 from sfumato.serve.settings_file import ModelSettings, parse_bytes, read_settings
 from sfumato.text.tokenizer import Tokenizer
@@ -112,6 +115,30 @@ def test_the_canvas_is_drawn_as_it_denoises() -> None:
     canvas.push(Delta(text="2", token_ids=tuple(two), finish_reason=FinishReason.LENGTH))
     assert canvas.render().plain == canvas.committed == "12"
     Console(file=io.StringIO(), force_terminal=True).print(drawn)
+
+
+@pytest.mark.parametrize(
+    ("terminal", "is_live"), [("xterm-256color", True), ("dumb", False), ("unknown", False)]
+)
+def test_a_terminal_that_cannot_move_its_cursor_gets_plain_text(terminal: str, is_live: bool) -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, _environ={"TERM": terminal})
+    assert draws_live(console) == is_live
+    assert not draws_live(Console(file=io.StringIO()))
+
+
+def test_a_canvas_that_is_higher_than_the_terminal_is_drawn_from_its_end() -> None:
+    console = Console(file=io.StringIO(), force_terminal=True, width=20, height=5)
+    shown = tail(Text("\n".join(f"line {number}" for number in range(40))), console)
+    assert [str(line) for line in shown.renderables] == [f"line {number}" for number in range(36, 40)]
+
+
+def test_a_long_answer_is_drawn_and_stays_whole() -> None:
+    engine = load_engine("sfumato-tiny-sdar", dtype="float32", device="cpu", threads=1)
+    console = Console(file=(written := io.StringIO()), force_terminal=True, width=24, height=4, _environ={})
+    params = SamplingParams(max_tokens=96, ignore_eos=True, include_canvas=True)
+    text = show(engine, "Mia, 34, nurse in Oslo", params, console, delay=0)
+    after = written.getvalue().rsplit("\x1b[2K", 1)[-1]
+    assert "".join(text.split()) in "".join(Text.from_ansi(after).plain.split())
 
 
 def test_sizes_are_read() -> None:

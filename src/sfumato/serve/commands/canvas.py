@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 
-from rich.console import Console
+from rich.console import Console, Group
 from rich.live import Live
 from rich.text import Text
 
@@ -64,12 +64,23 @@ def _grey(confidence: float) -> str:
     return f"color({_DARKEST + round(share * (_LIGHTEST - _DARKEST))})"
 
 
+def draws_live(console: Console) -> bool:
+    """Whether a canvas can be drawn there again and again: in a terminal that can move its cursor."""
+    return console.is_terminal and not console.is_dumb_terminal
+
+
+def tail(text: Text, console: Console) -> Group:
+    """Return as many of the last lines as a terminal shows at once; it cannot draw again what is above."""
+    lines = text.wrap(console, console.width)
+    return Group(*lines[-max(1, console.height - 1) :])
+
+
 def show(engine: Engine, prompt: Prompt, params: SamplingParams, console: Console, *, delay: float) -> str:
     """Run one prompt and return its text: drawn live in a terminal, written as it is committed elsewhere.
 
     delay: seconds to rest after each step that is drawn. Raises EngineError if the request fails.
     """
-    if console.is_terminal and engine.tokenizer is not None:
+    if draws_live(console) and engine.tokenizer is not None:
         return _show_live(engine, engine.tokenizer, prompt, params, console, delay=delay)
     text = ""
     for delta in _deltas(engine, prompt, params):
@@ -91,15 +102,17 @@ def _show_live(
 ) -> str:
     canvas, usage = CanvasText(tokenizer), Usage()
     started, rested = time.perf_counter(), 0.0
-    with Live(console=console, auto_refresh=False, vertical_overflow="visible") as live:
+    # The drawing goes when it ends, and the whole text, however long, takes its place.
+    with Live(console=console, auto_refresh=False, transient=True) as live:
         for delta in _deltas(engine, prompt, params):
             canvas.push(delta)
             usage = delta.usage
-            live.update(canvas.render(), refresh=True)
+            live.update(tail(canvas.render(), console), refresh=True)
             if delta.finish_reason is None and delay:
                 time.sleep(delay)
                 rested += delay
     seconds = time.perf_counter() - started - rested
+    console.print(canvas.render(), highlight=False)
     console.print(
         f"{usage.completion_tokens} tokens in {usage.nfe} forwards: {usage.tokens_per_forward:.1f} tokens "
         f"per forward, {seconds:.2f} s",

@@ -32,7 +32,7 @@ def chat(
     In a pipe every line of standard input is one turn, and only the answers are written.
     """
     from sfumato.engine.frontend import SamplingParams
-    from sfumato.serve.commands.canvas import show
+    from sfumato.serve.commands.canvas import draws_live, show
     from sfumato.serve.commands.loading import load_engine
     from sfumato.serve.settings_file import parse_parameters
 
@@ -46,7 +46,7 @@ def chat(
         algorithm=algorithm,
         algorithm_parameters=parse_parameters("--algorithm-parameters", algorithm_parameters) or {},
         block_length=block_length,
-        include_canvas=console.is_terminal,
+        include_canvas=draws_live(console),
     )
     engine = load_engine(model, dtype=dtype, device=device, threads=threads)
     messages: list[dict[str, Any]] = []

@@ -41,7 +41,7 @@ def generate(
     Grey tokens are the model's best guesses, brighter where it is surer; bold ones are decided.
     """
     from sfumato.engine.frontend import SamplingParams
-    from sfumato.serve.commands.canvas import show
+    from sfumato.serve.commands.canvas import draws_live, show
     from sfumato.serve.commands.loading import load_engine
     from sfumato.serve.settings_file import parse_parameters
 
@@ -61,7 +61,7 @@ def generate(
         algorithm=algorithm,
         algorithm_parameters=parse_parameters("--algorithm-parameters", algorithm_parameters) or {},
         block_length=block_length,
-        include_canvas=console.is_terminal,
+        include_canvas=draws_live(console),
     )
     engine = load_engine(model, dtype=dtype, device=device, threads=threads)
     has_template = engine.tokenizer is not None and engine.tokenizer.has_chat_template
