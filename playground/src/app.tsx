@@ -1,14 +1,13 @@
 // The page: its head, its four tabs, and what stands in for them while the server is not known yet.
 import { useCallback, useEffect, useState } from "preact/hooks";
 import { Announcements } from "./announce";
-import { get, key } from "./api/client";
+import { get, key, told } from "./api/client";
 import type { ImageModel, Model, TextModel } from "./api/types";
 import { EngineTab } from "./engine/engine-tab";
 import { ImagesTab } from "./images/images-tab";
 import { InfillTab } from "./infill/infill-tab";
 import { KeyDialog } from "./key-dialog";
 import { useObserved } from "./observable";
-import { told } from "./text/answer";
 import { TextTab } from "./text/text-tab";
 import { ThemeChoice } from "./theme";
 
@@ -29,7 +28,7 @@ function useTab(): Tab {
   return tab;
 }
 
-/** Return the served models, asked for again with every key that is given, and what went wrong. */
+/** Return the served models, asked for with every key that is given, and what went wrong. */
 function useModels(): { models: Model[] | null; problem: string | null; retry: () => void } {
   const [models, setModels] = useState<Model[] | null>(null);
   const [problem, setProblem] = useState<string | null>(null);
@@ -40,12 +39,10 @@ function useModels(): { models: Model[] | null; problem: string | null; retry: (
       (error: unknown) => setProblem(told(error)),
     );
   }, []);
-  useEffect(retry, [retry]);
-  const wanted = useObserved(key).wanted;
-  const given = key.value;
+  const { wanted, value } = useObserved(key);
   useEffect(() => {
-    if (given && wanted === null) retry();
-  }, [given, wanted, retry]);
+    if (wanted === null) retry();
+  }, [value, wanted, retry]);
   return { models, problem, retry };
 }
 

@@ -20,7 +20,12 @@ export function KeyDialog() {
   }
 
   return (
-    <dialog ref={dialog} class="key-dialog" aria-labelledby="key-title" onCancel={(event) => event.preventDefault()}>
+    <dialog
+      ref={dialog}
+      class="key-dialog"
+      aria-labelledby="key-title"
+      onCancel={(event) => event.preventDefault()}
+    >
       <form onSubmit={give}>
         <h2 id="key-title">API key</h2>
         <p role="alert">{key.wanted}</p>

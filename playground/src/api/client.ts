@@ -38,6 +38,14 @@ export class ApiFailure extends Error {
   }
 }
 
+/** Return an error in words for a person. */
+export function told(error: unknown): string {
+  if (error instanceof ApiFailure) {
+    return error.field === null ? error.message : `${error.message} (${error.field})`;
+  }
+  return error instanceof Error ? error.message : String(error);
+}
+
 function headers(): Record<string, string> {
   return key.value ? { Authorization: `Bearer ${key.value}` } : {};
 }

@@ -1,12 +1,10 @@
 // Seeds have 63 bits, more than a number of JavaScript holds: they are kept as digits.
 
 const SEED = /"seed":\s*(-?\d+)/;
-const SEED_BITS = 32;
 
-/** Return a seed that reads well and can be typed again. */
+/** Return a seed that reads well and can be typed again: 32 bits. */
 export function drawSeed(): string {
-  const [drawn] = crypto.getRandomValues(new Uint32Array(1));
-  return String(drawn! % 2 ** SEED_BITS);
+  return String(crypto.getRandomValues(new Uint32Array(1))[0]);
 }
 
 /** Parse a body and take its seed out, digit for digit. */

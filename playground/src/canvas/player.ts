@@ -2,14 +2,6 @@
 import { Observable } from "../observable";
 import type { Recording } from "./recording";
 
-/** Steps per second that an eye can follow; Infinity shows each step as it comes. */
-export const PACES: readonly { name: string; rate: number }[] = [
-  { name: "4 steps a second", rate: 4 },
-  { name: "10 steps a second", rate: 10 },
-  { name: "30 steps a second", rate: 30 },
-  { name: "as it comes", rate: Infinity },
-];
-
 // Whoever follows is never further behind than about this, however many steps come.
 const MAX_LAG_SECONDS = 4;
 const FASTEST_REPLAY = 60;

@@ -2,7 +2,8 @@
 // that would move, hide or reorder what stands around them are shown as what they are.
 
 // Controls but line feed and tab; and everything that changes the direction or is a line of its own.
-const HIDDEN = /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
+const HIDDEN =
+  /[\u0000-\u0008\u000b-\u001f\u007f-\u009f\u061c\u200b\u200e\u200f\u2028-\u202e\u2060-\u2069\ufeff]/g;
 const LINE_ENDS = /\r\n/g;
 
 function named(character: string): string {

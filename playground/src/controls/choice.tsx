@@ -1,6 +1,6 @@
 // Small choices that several tabs have: the model, and how fast a canvas is shown.
 import { CellLegend } from "../canvas/cells";
-import { PACES } from "../canvas/player";
+import { PACES, type Pace } from "../canvas/pace";
 
 interface ModelChoiceProps {
   models: readonly { id: string }[];
@@ -23,15 +23,15 @@ export function ModelChoice({ models, value, onValue }: ModelChoiceProps) {
   );
 }
 
-export function PaceChoice({ value, onValue }: { value: number; onValue: (pace: number) => void }) {
+export function PaceChoice({ pace: { index, choose } }: { pace: Pace }) {
   return (
     <>
       <label class="field">
         <span>show the canvas at</span>
-        <select name="pace" value={value} onChange={(event) => onValue(Number(event.currentTarget.value))}>
-          {PACES.map((pace, index) => (
-            <option key={pace.name} value={index}>
-              {pace.name}
+        <select name="pace" value={index} onChange={(event) => choose(Number(event.currentTarget.value))}>
+          {PACES.map(({ name }, at) => (
+            <option key={name} value={at}>
+              {name}
             </option>
           ))}
         </select>

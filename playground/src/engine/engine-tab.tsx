@@ -1,5 +1,6 @@
 // Engine view: each model's loop, live.
 import { useEffect, useState } from "preact/hooks";
+import { key } from "../api/client";
 import type { Model, Step } from "../api/types";
 import { useObserved } from "../observable";
 import { Chart, shortName } from "./chart";
@@ -10,12 +11,13 @@ const KINDS = ["prefill", "denoise", "commit", "score", "encode", "decode"];
 export function EngineTab({ models, isShown }: { models: readonly Model[]; isShown: boolean }) {
   const [monitor] = useState(() => new Monitor());
   useObserved(monitor);
+  const { value } = useObserved(key);
   useEffect(() => {
     if (!isShown) return;
     const leaving = new AbortController();
     void monitor.watch(leaving.signal);
     return () => leaving.abort();
-  }, [monitor, isShown]);
+  }, [monitor, isShown, value]);
   return (
     <section class="engine" aria-label="Engine">
       <p class="lead">

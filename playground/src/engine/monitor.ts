@@ -1,5 +1,5 @@
 // What the engines' loops have done lately, as the server tells it while this is watched.
-import { ApiFailure, watch } from "../api/client";
+import { ApiFailure, told, watch } from "../api/client";
 import type { Gauges, Step, StepsEvent } from "../api/types";
 import { Observable } from "../observable";
 
@@ -51,7 +51,8 @@ export class Monitor extends Observable {
         this.#break("the server has closed the line");
       } catch (error) {
         if (signal.aborted) return;
-        this.#break(error instanceof Error ? error.message : String(error));
+        this.#break(told(error));
+        // Another key begins to watch anew.
         if (error instanceof ApiFailure && error.status === 401) return;
       }
       await new Promise((resolve) => setTimeout(resolve, RETRY_MILLISECONDS));

@@ -1,17 +1,23 @@
 // One picture while it is drawn.
 import { announce } from "../announce";
-import { post } from "../api/client";
+import { post, told } from "../api/client";
 import { parseBody, writeBody } from "../api/seeds";
 import type { ImageEvent } from "../api/types";
 import { Observable } from "../observable";
-import { told } from "../text/answer";
 import { bytesOf, requestOf } from "./png";
 
 const NUM_PREVIEWS = 8;
 
 export type Status = "drawing" | "done" | "failed" | "cancelled";
 
+/** A request for a picture; the seed is kept as digits beside its other fields, empty where one is drawn. */
+export interface Asked {
+  body: Readonly<Record<string, unknown>>;
+  seed: string;
+}
+
 export class Drawing extends Observable {
+  readonly id = crypto.getRandomValues(new Uint32Array(2)).join("-");
   status: Status = "drawing";
   step = 0;
   numSteps = 0;
@@ -23,7 +29,7 @@ export class Drawing extends Observable {
   readonly #abort = new AbortController();
 
   constructor(
-    readonly body: Readonly<Record<string, unknown>>,
+    readonly body: Asked["body"],
     readonly seed: string,
   ) {
     super();
@@ -38,7 +44,7 @@ export class Drawing extends Observable {
   }
 
   /** The request as the finished file tells it, or null. */
-  get recorded(): { body: Record<string, unknown>; seed: string } | null {
+  get recorded(): Asked | null {
     const json = this.file && requestOf(this.file);
     return json ? parseBody(json) : null;
   }

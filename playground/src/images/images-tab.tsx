@@ -1,68 +1,27 @@
 // Images: several at once, each with its previews, bar and cancel; a gallery that repeats a picture.
 import { useState } from "preact/hooks";
-import { drawSeed, parseBody } from "../api/seeds";
 import type { ImageModel } from "../api/types";
-import { Fold } from "../controls/fold";
+import { visible } from "../canvas/visible";
 import { ModelChoice } from "../controls/choice";
 import { Field } from "../controls/field";
+import { Fold } from "../controls/fold";
 import { fieldsOf, type Values } from "../controls/values";
-import { Observable, useObserved } from "../observable";
-import { Drawing } from "./drawing";
+import { useObserved } from "../observable";
+import type { Asked } from "./drawing";
+import { Gallery } from "./gallery";
 import { Picture } from "./picture";
-import { requestOf } from "./png";
-
-/** All pictures of this tab, the newest first. */
-class Gallery extends Observable {
-  drawings: Drawing[] = [];
-  problem: string | null = null;
-
-  draw(body: Record<string, unknown>, seed: string): void {
-    const drawing = new Drawing(body, seed);
-    this.drawings = [drawing, ...this.drawings];
-    this.problem = null;
-    void drawing.run();
-    this.changed();
-  }
-
-  remove(drawing: Drawing): void {
-    drawing.cancel();
-    drawing.forget();
-    this.drawings = this.drawings.filter((each) => each !== drawing);
-    this.changed();
-  }
-
-  /** Draw what a file of ours shows once more. */
-  async repeatFile(file: File): Promise<void> {
-    const json = requestOf(new Uint8Array(await file.arrayBuffer()));
-    if (json === null) {
-      this.problem = `${file.name} carries no request of Sfumato's`;
-      this.changed();
-      return;
-    }
-    const { body, seed } = parseBody(json);
-    this.draw(body, seed);
-  }
-}
+import { PromptForm, RepeatFile } from "./prompt-form";
 
 const FIRST_PROMPT = "a red circle above a green square";
 
 export function ImagesTab({ models }: { models: readonly ImageModel[] }) {
   const [gallery] = useState(() => new Gallery());
-  useObserved(gallery);
-  const [modelId, setModelId] = useState(models[0]?.id ?? "");
+  const [model, setModel] = useState(models[0]);
   const [prompt, setPrompt] = useState(FIRST_PROMPT);
   const [values, setValues] = useState<Values>({});
-  const model = models.find((each) => each.id === modelId);
   if (!model) return <p class="notice">No model that draws is served here.</p>;
 
-  function submit(event: Event) {
-    event.preventDefault();
-    const asked = model!.num_classes > 0 ? { class_labels: [Number(prompt) || 0] } : { prompt };
-    const body = { model: modelId, ...asked, ...fieldsOf(model!.controls, values) };
-    gallery.draw(body, values["seed"] || drawSeed());
-  }
-
-  function take({ body, seed }: { body: Record<string, unknown>; seed: string }) {
+  function take({ body, seed }: Asked) {
     setPrompt(String(body["prompt"] ?? body["class_labels"] ?? ""));
     setValues({ ...valuesOf(model!, body), seed });
   }
@@ -71,7 +30,11 @@ export function ImagesTab({ models }: { models: readonly ImageModel[] }) {
     <div class="bench">
       <aside class="panel" aria-label="Settings">
         <Fold title="Settings">
-          <ModelChoice models={models} value={modelId} onValue={setModelId} />
+          <ModelChoice
+            models={models}
+            value={model.id}
+            onValue={(id) => setModel(models.find((each) => each.id === id))}
+          />
           {model.controls.map((control) => (
             <Field
               key={control.name}
@@ -83,56 +46,45 @@ export function ImagesTab({ models }: { models: readonly ImageModel[] }) {
         </Fold>
       </aside>
       <section class="work" aria-label="Pictures">
-        <form class="composer-row" onSubmit={submit}>
-          <textarea
-            name="prompt"
-            rows={2}
-            aria-label={model.num_classes > 0 ? "Class number" : "Prompt"}
-            value={prompt}
-            onInput={(event) => setPrompt(event.currentTarget.value)}
-            onKeyDown={(event) => {
-              if (event.key === "Enter" && !event.shiftKey && !event.isComposing) submit(event);
-            }}
-          />
-          <button type="submit" class="primary" disabled={model.has_text && prompt.trim() === ""}>
-            Draw
-          </button>
-        </form>
-        <RepeatFile onFile={(file) => void gallery.repeatFile(file)} />
-        {gallery.problem !== null && <p class="failure">{gallery.problem}</p>}
-        <ul class="gallery">
-          {gallery.drawings.map((drawing) => (
-            <Picture
-              key={drawing}
-              drawing={drawing}
-              onRepeat={(recorded) => gallery.draw(recorded.body, recorded.seed)}
-              onTake={take}
-              onRemove={() => gallery.remove(drawing)}
-            />
-          ))}
-        </ul>
-        {gallery.drawings.length === 0 && (
-          <p class="hint">Press Draw more than once: the pictures are denoised together.</p>
-        )}
+        <PromptForm
+          model={model}
+          prompt={prompt}
+          onPrompt={setPrompt}
+          onDraw={() => gallery.draw(asked(model, prompt, values))}
+        />
+        <Pictures gallery={gallery} onTake={take} />
       </section>
     </div>
   );
 }
 
-function RepeatFile({ onFile }: { onFile: (file: File) => void }) {
+function asked(model: ImageModel, prompt: string, values: Values): Asked {
+  const what = model.num_classes > 0 ? { class_labels: [Number(prompt) || 0] } : { prompt };
+  const body = { model: model.id, ...what, ...fieldsOf(model.controls, values) };
+  return { body, seed: values["seed"] ?? "" };
+}
+
+function Pictures({ gallery, onTake }: { gallery: Gallery; onTake: (asked: Asked) => void }) {
+  const { drawings, problem } = useObserved(gallery);
   return (
-    <label class="file">
-      Repeat a picture from its file
-      <input
-        type="file"
-        accept="image/png"
-        onChange={(event) => {
-          const [file] = event.currentTarget.files ?? [];
-          if (file) onFile(file);
-          event.currentTarget.value = "";
-        }}
-      />
-    </label>
+    <>
+      <RepeatFile onFile={(file) => void gallery.repeatFile(file)} />
+      {problem !== null && <p class="failure">{visible(problem)}</p>}
+      <ul class="gallery">
+        {drawings.map((drawing) => (
+          <Picture
+            key={drawing.id}
+            drawing={drawing}
+            onRepeat={(recorded) => gallery.draw(recorded)}
+            onTake={onTake}
+            onRemove={() => gallery.remove(drawing)}
+          />
+        ))}
+      </ul>
+      {drawings.length === 0 && (
+        <p class="hint">Press Draw more than once: the pictures are denoised together.</p>
+      )}
+    </>
   );
 }
 

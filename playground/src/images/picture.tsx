@@ -1,14 +1,12 @@
 // One picture of the gallery, while it is drawn and afterwards.
 import { visible } from "../canvas/visible";
 import { useObserved } from "../observable";
-import type { Drawing } from "./drawing";
-
-type Recorded = NonNullable<Drawing["recorded"]>;
+import type { Asked, Drawing } from "./drawing";
 
 interface Props {
   drawing: Drawing;
-  onRepeat: (recorded: Recorded) => void;
-  onTake: (recorded: Recorded) => void;
+  onRepeat: (recorded: Asked) => void;
+  onTake: (recorded: Asked) => void;
   onRemove: () => void;
 }
 

@@ -1,4 +1,5 @@
 // Where a text with gaps is written.
+import type { ComponentChildren } from "preact";
 import { useRef, useState } from "preact/hooks";
 import type { TextModel } from "../api/types";
 import { combinations, gapText, partsOf, type Part } from "./gaps";
@@ -34,15 +35,8 @@ function summary(parts: readonly Part[], count: number): string {
 export function Editor({ model, onFill }: Props) {
   const [question, setQuestion] = useState(EXAMPLES[0]!.question);
   const [text, setText] = useState(EXAMPLES[0]!.text);
-  const area = useRef<HTMLTextAreaElement>(null);
   const parts = partsOf(text);
   const count = combinations(parts);
-
-  function insert(gap: string) {
-    const { selectionStart = text.length, selectionEnd = text.length } = area.current ?? {};
-    setText(text.slice(0, selectionStart) + gap + text.slice(selectionEnd));
-    area.current?.focus();
-  }
 
   function submit(event: Event) {
     event.preventDefault();
@@ -51,21 +45,12 @@ export function Editor({ model, onFill }: Props) {
 
   return (
     <form class="editor" onSubmit={submit}>
-      <div class="examples">
-        {EXAMPLES.map((example) => (
-          <button
-            type="button"
-            class="chip"
-            key={example.name}
-            onClick={() => {
-              setQuestion(example.question);
-              setText(example.text);
-            }}
-          >
-            {example.name}
-          </button>
-        ))}
-      </div>
+      <Examples
+        onChoose={(example) => {
+          setQuestion(example.question);
+          setText(example.text);
+        }}
+      />
       {model.has_chat_template && (
         <label class="field">
           <span>question (may be empty: then the text stands alone)</span>
@@ -76,6 +61,46 @@ export function Editor({ model, onFill }: Props) {
           />
         </label>
       )}
+      <GapText text={text} onText={setText} hint={summary(parts, count)}>
+        <button type="submit" class="primary" disabled={count === 0 || !model.infill.is_supported}>
+          Fill the gaps
+        </button>
+      </GapText>
+    </form>
+  );
+}
+
+function Examples({ onChoose }: { onChoose: (example: (typeof EXAMPLES)[number]) => void }) {
+  return (
+    <div class="examples">
+      {EXAMPLES.map((example) => (
+        <button type="button" class="chip" key={example.name} onClick={() => onChoose(example)}>
+          {example.name}
+        </button>
+      ))}
+    </div>
+  );
+}
+
+interface GapTextProps {
+  text: string;
+  onText: (text: string) => void;
+  hint: string;
+  children: ComponentChildren;
+}
+
+/** The text itself, and what puts a gap where the cursor stands. */
+function GapText({ text, onText, hint, children }: GapTextProps) {
+  const area = useRef<HTMLTextAreaElement>(null);
+
+  function insert(gap: string) {
+    const { selectionStart = text.length, selectionEnd = text.length } = area.current ?? {};
+    onText(text.slice(0, selectionStart) + gap + text.slice(selectionEnd));
+    area.current?.focus();
+  }
+
+  return (
+    <>
       <label class="field">
         <span>text with gaps</span>
         <textarea
@@ -84,17 +109,15 @@ export function Editor({ model, onFill }: Props) {
           ref={area}
           rows={4}
           value={text}
-          onInput={(event) => setText(event.currentTarget.value)}
+          onInput={(event) => onText(event.currentTarget.value)}
         />
-        <small>{summary(parts, count)}</small>
+        <small>{hint}</small>
       </label>
       <div class="row">
         <InsertGap onInsert={insert} />
-        <button type="submit" class="primary" disabled={count === 0 || !model.infill.is_supported}>
-          Fill the gaps
-        </button>
+        {children}
       </div>
-    </form>
+    </>
   );
 }
 

@@ -1,12 +1,11 @@
 // One text while its gaps are filled: a recording for each combination of lengths, and which one is taken.
 import { announce } from "../announce";
-import { post } from "../api/client";
+import { post, told } from "../api/client";
 import { drawSeed, writeBody } from "../api/seeds";
 import type { Candidate, InfillChunk, TextModel, Usage } from "../api/types";
 import { Recording } from "../canvas/recording";
 import { settingsBody, type Settings } from "../controls/values";
 import { Observable } from "../observable";
-import { told } from "../text/answer";
 import type { Part } from "./gaps";
 
 export interface Tried {

@@ -1,11 +1,11 @@
 // Infill: a text with gaps, which denoise in place while the rest stays as it is.
 import { useState } from "preact/hooks";
 import type { TextModel } from "../api/types";
+import { usePace } from "../canvas/pace";
 import { ModelChoice, PaceChoice } from "../controls/choice";
 import { Fold } from "../controls/fold";
 import { SettingsPanel } from "../controls/settings";
 import { NO_SETTINGS, type Settings } from "../controls/values";
-import { useRate } from "../text/text-tab";
 import { Editor } from "./editor";
 import { FilledText } from "./filled-text";
 import { Filling } from "./filling";
@@ -16,23 +16,21 @@ const WITHOUT = ["max_tokens"];
 const DEFAULT_PACE = 0;
 
 /** Prefer a model that can fill gaps. */
-function first(models: readonly TextModel[]): string {
-  return (models.find((model) => model.infill.is_supported) ?? models[0])?.id ?? "";
+function first(models: readonly TextModel[]): TextModel | undefined {
+  return models.find((model) => model.infill.is_supported) ?? models[0];
 }
 
 export function InfillTab({ models }: { models: readonly TextModel[] }) {
-  const [modelId, setModelId] = useState(() => first(models));
+  const [model, setModel] = useState(() => first(models));
   const [settings, setSettings] = useState<Settings>(NO_SETTINGS);
-  const [pace, setPace] = useState(DEFAULT_PACE);
+  const pace = usePace(DEFAULT_PACE);
   const [filling, setFilling] = useState<Filling | null>(null);
-  const rate = useRate(pace);
-  const model = models.find((each) => each.id === modelId);
   if (!model) return <p class="notice">No model that writes text is served here.</p>;
 
   function choose(id: string) {
     filling?.stop();
     setFilling(null);
-    setModelId(id);
+    setModel(models.find((each) => each.id === id));
     setSettings(NO_SETTINGS);
   }
 
@@ -47,8 +45,8 @@ export function InfillTab({ models }: { models: readonly TextModel[] }) {
     <div class="bench">
       <aside class="panel" aria-label="Settings">
         <Fold title="Settings">
-          <ModelChoice models={models} value={modelId} onValue={choose} />
-          <PaceChoice value={pace} onValue={setPace} />
+          <ModelChoice models={models} value={model.id} onValue={choose} />
+          <PaceChoice pace={pace} />
           <fieldset>
             <legend>Decoding</legend>
             <SettingsPanel model={model} settings={settings} onSettings={setSettings} without={WITHOUT} />
@@ -62,7 +60,7 @@ export function InfillTab({ models }: { models: readonly TextModel[] }) {
           </p>
         )}
         <Editor model={model} onFill={fill} />
-        {filling && <FilledText filling={filling} rate={rate} />}
+        {filling && <FilledText filling={filling} rate={pace.rate} />}
       </section>
     </div>
   );

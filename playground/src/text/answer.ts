@@ -1,5 +1,5 @@
 // One answer while it is made: its text, its canvas step by step, and what it cost.
-import { ApiFailure, post } from "../api/client";
+import { post, told } from "../api/client";
 import { writeBody } from "../api/seeds";
 import type { TextChunk, TextModel, Usage } from "../api/types";
 import { Recording } from "../canvas/recording";
@@ -80,14 +80,6 @@ export class Answer extends Observable {
     }
     this.changed();
   }
-}
-
-/** Return an error in words for a person. */
-export function told(error: unknown): string {
-  if (error instanceof ApiFailure) {
-    return error.field === null ? error.message : `${error.message} (${error.field})`;
-  }
-  return error instanceof Error ? error.message : String(error);
 }
 
 /** Return where a conversation is answered, and the body; a model without a chat template continues a text. */

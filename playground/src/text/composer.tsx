@@ -1,6 +1,7 @@
 // Where a question is written.
 import { useEffect, useRef, useState } from "preact/hooks";
 import type { TextModel } from "../api/types";
+import type { Conversation } from "./conversation";
 
 // What the embedded models were trained for; they know nothing else.
 const EMBEDDED = "sfumato-tiny-";
@@ -12,16 +13,15 @@ const EXAMPLES = [
 
 interface Props {
   model: TextModel;
-  isRunning: boolean;
-  isEmpty: boolean;
+  conversation: Conversation;
   onAsk: (question: string) => void;
-  onStop: () => void;
-  onClear: () => void;
 }
 
-export function Composer({ model, isRunning, isEmpty, onAsk, onStop, onClear }: Props) {
+export function Composer({ model, conversation, onAsk }: Props) {
   const [question, setQuestion] = useState("");
   const form = useRef<HTMLFormElement>(null);
+  const { isRunning, isEmpty } = conversation;
+  const label = model.has_chat_template ? "Your message" : "A text to continue";
 
   useEffect(() => {
     if (!isEmpty) form.current?.scrollIntoView({ block: "nearest" });
@@ -41,8 +41,8 @@ export function Composer({ model, isRunning, isEmpty, onAsk, onStop, onClear }: 
         <textarea
           name="question"
           rows={2}
-          aria-label={model.has_chat_template ? "Your message" : "A text to continue"}
-          placeholder={model.has_chat_template ? "Ask, then watch" : "A text to continue"}
+          aria-label={label}
+          placeholder={model.has_chat_template ? "Ask, then watch" : label}
           value={question}
           onInput={(event) => setQuestion(event.currentTarget.value)}
           onKeyDown={(event) => {
@@ -50,7 +50,7 @@ export function Composer({ model, isRunning, isEmpty, onAsk, onStop, onClear }: 
           }}
         />
         {isRunning ? (
-          <button type="button" onClick={onStop}>
+          <button type="button" onClick={() => conversation.stop()}>
             Stop
           </button>
         ) : (
@@ -58,7 +58,7 @@ export function Composer({ model, isRunning, isEmpty, onAsk, onStop, onClear }: 
             Send
           </button>
         )}
-        <button type="button" disabled={isEmpty} onClick={onClear}>
+        <button type="button" disabled={isEmpty} onClick={() => conversation.clear()}>
           Clear
         </button>
       </div>

@@ -18,6 +18,10 @@ export class Conversation extends Observable {
     return this.turns.some((turn) => turn.answers.some((answer) => answer.isRunning));
   }
 
+  get isEmpty(): boolean {
+    return this.turns.length === 0;
+  }
+
   clear(): void {
     this.stop();
     this.turns = [];

@@ -122,9 +122,19 @@ def test_a_picture_is_repeated_from_its_metadata(visit: Visit, embedded: Server,
     assert tab.locator("textarea[name=prompt]").input_value() == "a blue ring"
     assert tab.locator("input[name=seed]").input_value() == "9007199254740993"
     assert tab.locator("select[name=scheduler]").input_value() == "FlowMatchHeunDiscreteScheduler"
-    (tmp_path / "stranger.png").write_bytes(b"\x89PNG\r\n\x1a\n")
-    tab.locator("input[type=file]").set_input_files(tmp_path / "stranger.png")
-    assert "carries no request" in tab.locator(".failure").text_content()
+
+
+def test_files_that_carry_no_request_are_said_to(visit: Visit, tmp_path: Path) -> None:
+    tab = visit.go("images")
+    stranger = tmp_path / "<b>stranger.png"
+    text = b"sfumato\0{not json"
+    chunk = len(text).to_bytes(4, "big") + b"tEXt" + text + bytes(4)
+    for content, problem in ((b"", "no request"), (chunk, "JSON"), (b"\xff\xff\xff\xfftEXt", "no request")):
+        stranger.write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+        tab.locator("input[type=file]").set_input_files(stranger)
+        until(lambda problem=problem: problem in (tab.locator(".failure").text_content() or ""))
+    assert "<b>stranger.png" in tab.locator(".failure").text_content()
+    assert tab.locator(".picture").count() == 0
 
 
 def test_the_engine_view_moves(visit: Visit, embedded: Server) -> None:

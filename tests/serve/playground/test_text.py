@@ -154,6 +154,37 @@ def test_controls_are_those_that_the_server_reports(visit: Visit, embedded: Serv
         assert length.get_attribute("placeholder") == str(report["block_length"])
 
 
+def test_cells_that_change_flash_and_open_again(visit: Visit) -> None:
+    tab = visit.go("text")
+    frames = [
+        (["a", "b", "c"], [False, False, True]),
+        (["a", "x", "c"], [False, False, False]),
+        (["a", "x", "d"], [True, False, False]),
+    ]
+    chunks = [
+        text_chunk(
+            "",
+            {"step": at, "start": 0, "tokens": tokens, "confidence": [0.5] * 3, "undecided": undecided},
+        )
+        for at, (tokens, undecided) in enumerate(frames, 1)
+    ]
+    scripted(visit.page, "/v1/chat/completions", chunks)
+    ask(tab, "change")
+    answer = finished(tab.locator("[data-answer]"))
+    expected = [
+        ["decided settled", "decided settled", "open"],
+        ["decided", "decided edited", "decided settled"],
+        ["open reopened", "decided", "decided edited"],
+    ]
+    for step, classes in enumerate(expected, 1):
+        scrub(answer, step)
+        shown = [cell.get_attribute("class") for cell in answer.locator(".cell").all()]
+        assert [text.replace("cell ", "").replace(" c5", "") for text in shown] == classes
+    assert (
+        answer.locator(".cell.edited").evaluate("(cell) => getComputedStyle(cell).animationName") == "flash"
+    )
+
+
 def test_what_the_server_refuses_is_said_and_the_next_question_works(visit: Visit) -> None:
     tab = visit.go("text")
     tab.locator("input[name=top_p]").fill("7")
@@ -261,3 +292,23 @@ def test_the_keyboard_and_reduced_motion(visiting: Visiting) -> None:
     assert answer.locator(".cell").first.evaluate(style) == "none"
     visit.page.get_by_role("link", name="engine").press("Enter")
     visit.page.locator("[data-tab=engine]").wait_for()
+
+
+@pytest.mark.slow
+def test_a_model_that_writes_2000_tokens_stays_smooth(browser: Browser, tmp_path: Path) -> None:
+    with serving(tmp_path, "--dtype", "float32", "--context-length", "2304", SDAR) as server:
+        visit = Visit(browser, server.url)
+        tab = visit.go("text")
+        tab.locator("input[name=max_tokens]").fill("2000")
+        tab.locator("input[name=confidence_threshold]").fill("2")
+        tab.locator("input[name=temperature]").fill("3")
+        visit.page.evaluate(_FRAMES)
+        ask(tab, "Mia, 34, nurse in Oslo")
+        answer = tab.locator("[data-answer]")
+        until(lambda: answer.get_attribute("aria-busy") == "false", seconds=240)
+        finished(answer)
+        gaps = sorted(visit.page.evaluate("window.gaps"))
+        assert int(answer.locator("[data-figure=tokens]").text_content()) > 500
+        assert gaps[len(gaps) * 95 // 100] < 100
+        visit.close()
+        assert visit.complaints == []
