@@ -21,7 +21,8 @@ def beyond(control: dict[str, Any]) -> list[Any]:
 @pytest.mark.parametrize("model", [SDAR, LLADA])
 def test_ranges_of_text_are_those_of_the_door(server: Server, model: str) -> None:
     found = controls(server, model)
-    assert list(found) == ["max_tokens", "block_length", "temperature", "top_p", "top_k", "seed"]
+    names = ["max_tokens", "block_length", "temperature", "top_p", "top_k", "ignore_eos", "seed"]
+    assert list(found) == names
 
     def refusal(name: str, value: Any) -> str | None:
         body = {"model": model, "prompt": "12+7=", "max_tokens": 1, name: value}
@@ -39,7 +40,7 @@ def test_ranges_of_text_are_those_of_the_door(server: Server, model: str) -> Non
         assert refusal(name, above) == name
     assert refusal("top_p", 1.0) is None
     assert [refusal("top_p", value) for value in (0.0, 1.5)] == ["top_p", "top_p"]
-    for name in ("block_length", "temperature", "top_k", "max_tokens"):
+    for name in ("block_length", "temperature", "top_k", "max_tokens", "ignore_eos"):
         assert refusal(name, found[name]["default"]) is None
 
 

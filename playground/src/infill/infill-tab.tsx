@@ -12,7 +12,7 @@ import { Filling } from "./filling";
 import type { Part } from "./gaps";
 
 // The gaps say where a text ends.
-const WITHOUT = ["max_tokens"];
+const WITHOUT = ["max_tokens", "ignore_eos"];
 const DEFAULT_PACE = 0;
 
 /** Prefer a model that can fill gaps. */

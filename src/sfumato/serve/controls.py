@@ -27,7 +27,7 @@ class Control(msgspec.Struct, frozen=True, kw_only=True, omit_defaults=True):
     type: str
     doc: str
     # Sent where it is null too: the value of a factory is not taken for one to be left out.
-    default: int | float | str | None = msgspec.field(default_factory=lambda: None)
+    default: bool | int | float | str | None = msgspec.field(default_factory=lambda: None)
     minimum: int | float | None = None
     maximum: int | float | None = None
     unit: int | None = None
@@ -83,6 +83,7 @@ def text_controls(traits: ModelTraits, page_size: int) -> list[Control]:
             maximum=traits.vocab_size,
             doc="so many of the best tokens are drawn from; 0 is all",
         ),
+        Control(name="ignore_eos", type="bool", default=False, doc="go on behind the model's end tokens"),
         Control(
             name="seed", type="int", minimum=INT64_MIN, maximum=INT64_MAX, doc="drawn where it is left out"
         ),
