@@ -37,6 +37,8 @@ def test_nothing_else_is_served(embedded: Server, path: str) -> None:
 
 
 def test_all_embedded_models_are_served(embedded: Server) -> None:
+    assert embedded.process.stdout is not None
+    assert embedded.process.stdout.readline() == f"Watch it denoise: {embedded.url}/\n"
     data = embedded.http.get("/v1/models").json()["data"]
     assert [model["makes"] for model in data] == ["text", "text", "image"]
 
