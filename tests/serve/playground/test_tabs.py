@@ -73,7 +73,7 @@ def test_the_page_says_why_a_model_cannot_fill_gaps(visit: Visit) -> None:
     assert tab.get_by_role("button", name="Fill the gaps").is_disabled()
 
 
-def test_pictures_denoise_side_by_side_and_are_cancelled(visit: Visit) -> None:
+def test_pictures_denoise_side_by_side_and_are_cancelled(visit: Visit, embedded: Server) -> None:
     tab = visit.go("images")
     tab.locator("input[name=num_inference_steps]").fill("12")
     tab.locator("input[name=seed]").fill("7")
@@ -89,6 +89,7 @@ def test_pictures_denoise_side_by_side_and_are_cancelled(visit: Visit) -> None:
     assert int(long.locator("progress").get_attribute("value")) < 1000
     long.get_by_role("button", name="Cancel").click()
     until(lambda: long.get_attribute("data-status") == "cancelled")
+    assert embedded.wait_for("sfumato_running_requests", IMAGE, 0)
     assert "seed 7" in short.text_content()
 
 
