@@ -3,14 +3,6 @@ import { useEffect, useRef, useState } from "preact/hooks";
 import type { TextModel } from "../api/types";
 import type { Conversation } from "./conversation";
 
-// What the embedded models were trained for; they know nothing else.
-const EMBEDDED = "sfumato-tiny-";
-const EXAMPLES = [
-  "Tom has 12 apples and buys 7 more. He gives away 4. How many are left?",
-  "Mia, 34, nurse in Oslo",
-  "Sort the words: pear apple fig",
-];
-
 interface Props {
   model: TextModel;
   conversation: Conversation;
@@ -36,7 +28,6 @@ export function Composer({ model, conversation, onAsk }: Props) {
 
   return (
     <form class="composer" ref={form} onSubmit={ask}>
-      {isEmpty && model.id.startsWith(EMBEDDED) && <Examples onChoose={setQuestion} />}
       <div class="composer-row">
         <textarea
           name="question"
@@ -63,18 +54,5 @@ export function Composer({ model, conversation, onAsk }: Props) {
         </button>
       </div>
     </form>
-  );
-}
-
-function Examples({ onChoose }: { onChoose: (question: string) => void }) {
-  return (
-    <div class="examples">
-      <span class="hint">This small model knows three kinds of questions:</span>
-      {EXAMPLES.map((example) => (
-        <button type="button" class="chip" key={example} onClick={() => onChoose(example)}>
-          {example}
-        </button>
-      ))}
-    </div>
   );
 }

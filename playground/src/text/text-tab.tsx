@@ -11,6 +11,7 @@ import { useObserved } from "../observable";
 import { AnswerCard } from "./answer-card";
 import { Composer } from "./composer";
 import { Conversation, type Turn } from "./conversation";
+import { Welcome } from "./welcome";
 
 const DEFAULT_PACE = 1;
 const NO_TOKENIZER = "This model has no tokenizer: it is asked with token ids over the API.";
@@ -29,6 +30,7 @@ export function TextTab({ models }: { models: readonly TextModel[] }) {
     setSettings(settings.map(() => NO_SETTINGS));
   }
 
+  const ask = (question: string) => void conversation.ask(model, question, settings);
   return (
     <div class="bench">
       <aside class="panel" aria-label="Settings">
@@ -39,13 +41,10 @@ export function TextTab({ models }: { models: readonly TextModel[] }) {
         </Fold>
       </aside>
       <section class="work" aria-label="Conversation">
+        {conversation.isEmpty && <Welcome model={model} onAsk={ask} />}
         <Turns turns={conversation.turns} pace={pace} />
         {model.has_tokenizer ? (
-          <Composer
-            model={model}
-            conversation={conversation}
-            onAsk={(question) => void conversation.ask(model, question, settings)}
-          />
+          <Composer model={model} conversation={conversation} onAsk={ask} />
         ) : (
           <p class="notice">{NO_TOKENIZER}</p>
         )}

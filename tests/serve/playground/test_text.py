@@ -141,6 +141,18 @@ def test_two_settings_denoise_in_one_batch(visit: Visit, embedded: Server) -> No
         assert int(each.locator("[data-figure=NFE]").text_content()) > 5
 
 
+def test_first_contact_is_one_click_and_clear_comes_back_to_it(visit: Visit) -> None:
+    tab = visit.go("text")
+    tab.get_by_role("button", name=SORT).click()
+    finished(tab.locator("[data-answer]"))
+    assert tab.locator(".answer-text").text_content() == "apple fig pear"
+    ask(tab, "Sort the words: kiwi fig")
+    finished(tab.locator("[data-answer]").nth(1))
+    tab.get_by_role("button", name="Clear").click()
+    tab.get_by_role("button", name=SORT).wait_for()
+    assert tab.locator("[data-answer]").count() == 0
+
+
 def test_controls_are_those_that_the_server_reports(visit: Visit, embedded: Server) -> None:
     tab = visit.go("text")
     for model in (SDAR, LLADA):
