@@ -16,7 +16,8 @@ from sfumato.config import EngineConfig
 from sfumato.core.messages import FinishReason, Gauges, Output, Submit, Turn
 from sfumato.core.spec import ImageSpec, ScoreSpec, TextSpec
 from sfumato.core.traits import ModelTraits
-from sfumato.engine.client import EngineClient, LoadingCallback, Outputs, TurnCallback
+from sfumato.engine.client import EngineClient, LoadingCallback, TurnCallback
+from sfumato.engine.outputs import Outputs
 from sfumato.engine.routing import Router
 from sfumato.engine.wire import EngineInfo
 from sfumato.errors import EngineDied, RequestError

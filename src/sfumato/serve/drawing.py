@@ -10,8 +10,8 @@ from typing import Any
 
 from sfumato.core.messages import FinishReason, Output, Picture, Submit, Usage
 from sfumato.core.spec import ImageSpec
-from sfumato.engine.client import Outputs
 from sfumato.engine.image_params import ImageParams, make_image_spec
+from sfumato.engine.outputs import Outputs
 from sfumato.errors import RequestError
 from sfumato.serve.errors import ApiError, bad_request, failed, timed_out, unavailable
 from sfumato.serve.metrics import Metrics

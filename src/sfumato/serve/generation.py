@@ -10,8 +10,8 @@ from typing import Any
 import msgspec
 
 from sfumato.core.messages import CanvasView, FinishReason, Output, Submit, Usage
-from sfumato.engine.client import Outputs
 from sfumato.engine.frontend import Assembler, Delta, SamplingParams, make_spec
+from sfumato.engine.outputs import Outputs
 from sfumato.errors import RequestError
 from sfumato.serve.errors import ApiError, failed, timed_out, unavailable
 from sfumato.serve.logprobs import TokenEntry, TokenLog
