@@ -26,6 +26,8 @@ from benchmarks.models import MASK_ID, fast_dtype, random_loaded, random_model
 from benchmarks.naive import llada_generate, sdar_generate
 from sfumato import Engine, EngineConfig, Limits, SamplingParams
 from sfumato.engine.build import Loaded, load
+from sfumato.engine.profile import Profile
+from sfumato.engine.profile_config import DEFAULT_START, DEFAULT_STEPS, ProfileConfig
 from sfumato.models.decoder import Decoder
 from sfumato.models.weights import load_model
 
@@ -141,8 +143,10 @@ def make_prompts(setting: Setting, batch: int) -> Callable[[], list[list[int]]]:
     ]
 
 
-def measure(setting: Setting, batch: int, num_pairs: int, table: Table) -> None:
-    """Run pairs after a warm-up and add a row of medians."""
+def measure(
+    setting: Setting, batch: int, num_pairs: int, table: Table, profile: ProfileConfig | None
+) -> None:
+    """Run pairs after a warm-up and add a row of medians; a profile is of a run that is not counted."""
     machine = roofline.measured(setting.loaded.dtype, torch.get_num_threads())
     counted = roofline.Counted(setting.loaded.model, machine)
     engine = Engine.from_loaded(dataclasses.replace(setting.loaded, model=counted))
@@ -155,6 +159,8 @@ def measure(setting: Setting, batch: int, num_pairs: int, table: Table) -> None:
         counted.reset()
         pairs.append((naive_run, run_engine(setting, engine, prompts)))
         shares.append(counted.floor_seconds / pairs[-1][1].seconds)
+    if profile is not None:
+        record(profile, setting, prompts)
     naive = statistics.median(pair[0].tokens_per_second for pair in pairs)
     fast = statistics.median(pair[1].tokens_per_second for pair in pairs)
     ratio = statistics.median(pair[1].tokens_per_second / pair[0].tokens_per_second for pair in pairs)
@@ -174,6 +180,13 @@ def measure(setting: Setting, batch: int, num_pairs: int, table: Table) -> None:
         f"{statistics.median(pair[1].host_ms for pair in pairs):.2f}",
         f"{resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f}",
     )
+
+
+def record(profile: ProfileConfig, setting: Setting, prompts: list[list[int]]) -> None:
+    """Write a trace of some steps of a run."""
+    recorder = Profile.of(profile, f"{setting.name}-{len(prompts)}")
+    run_engine(setting, Engine.from_loaded(setting.loaded, recorder=recorder), prompts)
+    recorder.close()
 
 
 def setting_of(name: str, loaded: Loaded) -> Setting:
@@ -201,7 +214,9 @@ def settings(names: list[str]) -> list[Setting]:
     return made
 
 
-def naive_table(models: list[str], batches: list[int], num_pairs: int, title: str) -> Table:
+def naive_table(
+    models: list[str], batches: list[int], num_pairs: int, title: str, profile: ProfileConfig | None
+) -> Table:
     """Return the engine against the naive loop for all settings and batch sizes."""
     table = Table(title=title)
     headings = (
@@ -219,7 +234,7 @@ def naive_table(models: list[str], batches: list[int], num_pairs: int, title: st
         table.add_column(heading, justify="right")
     for setting in settings(models):
         for batch in batches:
-            measure(setting, batch, num_pairs, table)
+            measure(setting, batch, num_pairs, table, profile)
     return table
 
 
@@ -235,6 +250,9 @@ def main() -> None:
     parser.add_argument("--batches", default=",".join(map(str, BATCHES)), help="of the tables naive and dual")
     parser.add_argument("--pairs", type=int, default=5, help="paired runs per row")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of every forward")
+    parser.add_argument("--profile", help="folder for a torch profiler trace per row of the table naive")
+    parser.add_argument("--profile-steps", type=int, default=DEFAULT_STEPS, help="of each trace")
+    parser.add_argument("--profile-start", type=int, default=DEFAULT_START, help="steps in front of them")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     ending = f"{options.threads} thread(s), medians of {options.pairs} pairs"
@@ -246,7 +264,13 @@ def main() -> None:
     for name in options.tables.split(","):
         title = f"{TABLES[name]}, {ending}"
         if name == "naive":
-            table = naive_table(options.models.split(","), batches, options.pairs, title)
+            profile = None
+            if options.profile:
+                profile = ProfileConfig(
+                    folder=options.profile, num_steps=options.profile_steps, skip=options.profile_start
+                )
+                profile.check()
+            table = naive_table(options.models.split(","), batches, options.pairs, title, profile)
         elif name == "dual":
             table = cached.make_table(batches, options.pairs, title)
         else:

@@ -10,6 +10,7 @@ import msgspec
 from sfumato.core.spec import ParameterValue
 from sfumato.engine.limits import Limits
 from sfumato.engine.peer_config import PeerConfig
+from sfumato.engine.profile_config import ProfileConfig
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     MLPs where there are none. rank: which of them this is. rendezvous: host:port where they meet, if somebody
     else starts them; None: rank 0 spawns the others. is_rendezvous_open: somebody else has opened it.
     rank_timeout: seconds that a rank may keep the others waiting.
-    peering: which rows run here, and which peers run the others.
+    peering: which rows run here, and which peers run the others. profile: which steps are recorded.
     """
 
     model: str
@@ -74,6 +75,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     rendezvous: str | None = None
     is_rendezvous_open: bool = False
     rank_timeout: float = DEFAULT_RANK_TIMEOUT
+    profile: ProfileConfig | None = None
 
     @property
     def world_size(self) -> int:
@@ -125,6 +127,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             )
         self._check_ranks()
         self.peering.check()
+        if self.profile is not None:
+            self.profile.check()
         if self.parameters and self.algorithm is None:
             raise ConfigError(f"--algorithm-parameters {self.parameters} need --algorithm")
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from sfumato.evaluation import in_process, plot
+from sfumato.evaluation import drawing, in_process
 from sfumato.serve.cli import run
 
 FEW = ["--limit", "2", "--threads", "1", "--dtype", "float32"]
@@ -93,7 +93,7 @@ def test_ctrl_c_says_how_to_go_on(
 def test_a_picture_is_asked_for_in_vain_before_any_work(
     capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     assert run(["eval", "extraction", *FEW, "--out", str(tmp_path), "--plot"]) == 1
     assert "sfumato[eval]" in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []

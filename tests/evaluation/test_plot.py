@@ -10,7 +10,7 @@ from xml.etree import ElementTree
 import pytest
 
 from sfumato.errors import ConfigError
-from sfumato.evaluation import plot
+from sfumato.evaluation import drawing, plot
 from sfumato.evaluation.report import CurveReport, Report
 from sfumato.evaluation.scores import Point
 
@@ -89,9 +89,9 @@ def test_no_value_covers_another() -> None:
 
 
 def test_without_matplotlib_there_is_one_error(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    monkeypatch.setattr(plot, "find_spec", lambda name: None)
+    monkeypatch.setattr(drawing, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"--plot needs matplotlib: pip install 'sfumato\[eval\]'"):
-        plot.require_plot()
+        drawing.require_plot()
 
 
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:

@@ -15,8 +15,9 @@ import pytest
 
 from sfumato.engine.frontend import SamplingParams
 from sfumato.errors import ConfigError, EngineDied, RequestError
+from sfumato.evaluation.address import Address
 from sfumato.evaluation.backend import Ask, Reply
-from sfumato.evaluation.served import Address, Served
+from sfumato.evaluation.served import Served
 from sfumato.serve.cli import run
 from tests.evaluation.scripted import CARD
 from tests.serve.running import KEY, SDAR, Server, serving

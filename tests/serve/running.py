@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -74,7 +74,7 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, *arguments: str) -> Iterator[Server]:
+def serving(folder: Path, *arguments: str, environment: Mapping[str, str] | None = None) -> Iterator[Server]:
     """Run a server on a free port; its standard error goes to folder/stderr.txt."""
     command = [sys.executable, "-c", "from sfumato.serve.cli import main; main()", "serve"]
     with (
@@ -85,6 +85,7 @@ def serving(folder: Path, *arguments: str) -> Iterator[Server]:
             stderr=errors,
             text=True,
             start_new_session=True,
+            env={**os.environ, **(environment or {})},
         ) as process,
     ):
         try:

@@ -16,6 +16,7 @@ from typing import Generic, Protocol, TypeVar
 from msgspec.structs import replace
 
 from sfumato.core.plan import Row, StepPlan, StepResult
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request
 from sfumato.engine.launches import Finished, is_over, outcomes_of, resolved, rows_now
 from sfumato.errors import EngineError
@@ -54,15 +55,17 @@ class _Pending(Generic[_B]):
 class Ahead(Generic[_B]):
     """Keeps one launch whose outcome is not read; used in a lane's worker thread alone."""
 
-    def __init__(self, runner: AheadRunner[_B]) -> None:
+    def __init__(self, runner: AheadRunner[_B], recorder: Recorder = UNRECORDED) -> None:
         self._runner = runner
+        self._recorder = recorder
         self._pending: _Pending[_B] | None = None
         self._free_since = time.perf_counter()
 
     def run(self, plan: StepPlan, requests: Mapping[str, Request], future: Future[Finished]) -> None:
         """Begin what a plan has come to, then read the outcome of the launch before."""
         try:
-            self._run(plan, requests, future)
+            with self._recorder.step(plan):
+                self._run(plan, requests, future)
         except BaseException as error:
             # An error of the engine: the loop raises it where it collects.
             if not future.done():
@@ -119,7 +122,8 @@ class Ahead(Generic[_B]):
             return
         try:
             result = self._runner.finish(pending.begun)
-            outcomes = outcomes_of(result, pending.requests)
+            with self._recorder.region("advance"):
+                outcomes = outcomes_of(result, pending.requests)
         except BaseException as error:
             pending.future.set_exception(error)
             raise

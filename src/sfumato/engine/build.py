@@ -14,6 +14,7 @@ from sfumato.config import EngineConfig, memory_bytes
 from sfumato.core.handover import Handover
 from sfumato.core.messages import Gauges
 from sfumato.core.protocols import Inbox, Outbox, WorkFactory
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request, Status
 from sfumato.core.spec import Decoding
 from sfumato.core.traits import ModelTraits
@@ -151,7 +152,12 @@ def operator_defaults(config: EngineConfig, traits: ModelTraits) -> ModelTraits:
 
 
 def build_loop(
-    loaded: Loaded, inbox: Inbox, outbox: Outbox, *, make_endpoint: MakeEndpoint | None = None
+    loaded: Loaded,
+    inbox: Inbox,
+    outbox: Outbox,
+    *,
+    make_endpoint: MakeEndpoint | None = None,
+    recorder: Recorder = UNRECORDED,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a loaded model with pages, scheduler, runner and loop.
 
@@ -188,6 +194,7 @@ def build_loop(
         shared=loaded.shared,
         peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
         grammars=_grammars(loaded),
+        recorder=recorder,
     )
 
 
@@ -216,6 +223,7 @@ def assemble(
     shared: SharedWeights | None = None,
     peering: Peering | None = None,
     grammars: Grammars | None = None,
+    recorder: Recorder = UNRECORDED,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock.
@@ -223,7 +231,7 @@ def assemble(
     is_ahead: at depth 1 launches begin before the outcome of the one before is read.
     """
     pages = PageCache(num_pages, page_size)
-    scheduler = Scheduler(limits, pages, clock)
+    scheduler = Scheduler(limits, pages, clock, recorder)
     runner = TextRunner(
         model,
         traits,
@@ -232,6 +240,7 @@ def assemble(
         chunk_bytes=chunk_bytes,
         announce=announce,
         is_lockstep=shared is not None,
+        recorder=recorder,
     )
     door = TextDoor(
         traits=traits,
@@ -274,7 +283,8 @@ def assemble(
                 sync,
                 depth=depth,
                 prepare=_same_threads(),
-                ahead=Ahead(runner) if is_ahead else None,
+                ahead=Ahead(runner, recorder) if is_ahead else None,
+                recorder=recorder,
             ),
         ),
         make_work=make_work,

@@ -17,6 +17,7 @@ from sfumato.core.handover import Handover
 from sfumato.core.messages import Gauges
 from sfumato.core.plan import RowKind, StepPlan
 from sfumato.core.protocols import Inbox, Outbox, WorkFactory
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request, Status
 from sfumato.core.traits import ImageTraits
 from sfumato.engine.image_peers import (
@@ -113,6 +114,7 @@ def build_image_loop(
     *,
     make_endpoint: MakeImageEndpoint | None = None,
     clock: Callable[[], float] = time.monotonic,
+    recorder: Recorder = UNRECORDED,
 ) -> tuple[EngineLoop, ImageDoor]:
     """Join a pipeline with scheduler, lanes, peers and loop.
 
@@ -121,7 +123,7 @@ def build_image_loop(
     config, family = loaded.config, loaded.family
     # Of images, rows and latents are counted; how many tokens a row has says how long it takes.
     limits: Limits = replace(config.limits, max_step_tokens=UNLIMITED)
-    scheduler = Scheduler(limits, PageCache(1, 1), clock)
+    scheduler = Scheduler(limits, PageCache(1, 1), clock, recorder)
     door = ImageDoor(
         family,
         max_latent_bytes=limits.max_latent_bytes,
@@ -145,16 +147,17 @@ def build_image_loop(
             kinds=frozenset({kind}),
             is_beside=is_beside,
             is_short=is_short,
+            recorder=recorder,
         )
 
     lanes = (
-        lane(EncodeRunner(family), RowKind.ENCODE, 1),
+        lane(EncodeRunner(family, recorder=recorder), RowKind.ENCODE, 1),
         lane(
-            DenoiseRunner(family, num_rows=config.deterministic_rows),
+            DenoiseRunner(family, num_rows=config.deterministic_rows, recorder=recorder),
             RowKind.DENOISE,
             int(config.overlap in ("on", "device")),
         ),
-        lane(DecodeRunner(family), RowKind.DECODE, 1),
+        lane(DecodeRunner(family, recorder=recorder), RowKind.DECODE, 1),
     )
 
     def gauges(live: dict[str, Request]) -> Gauges:

@@ -22,7 +22,6 @@ from sfumato.config import EngineConfig
 from sfumato.core.messages import (
     Abort,
     FinishReason,
-    Message,
     Output,
     Pause,
     Ping,
@@ -32,7 +31,17 @@ from sfumato.core.messages import (
     Submit,
     Turn,
 )
-from sfumato.engine.wire import EngineInfo, Loading, StartFailure, address, decode_news, encode
+from sfumato.engine.wire import (
+    EngineInfo,
+    Loading,
+    ProfileCommand,
+    Profiled,
+    StartFailure,
+    ToEngine,
+    address,
+    decode_news,
+    encode,
+)
 from sfumato.errors import ConfigError, EngineDied, EngineError, RequestError
 
 # After the process is gone, what it sent last is still on its way through the socket for a moment.
@@ -97,7 +106,8 @@ class EngineClient:
         # Aborted here, not yet ended there: a new request of that id would take the old end for its own.
         self._leaving: set[str] = set()
         self._answers: dict[str, asyncio.Future[None]] = {}
-        self._pings: dict[int, asyncio.Future[None]] = {}
+        # Who waits for a pong, or for the answer to a command.
+        self._asked: dict[int, asyncio.Future[Profiled | None]] = {}
         self._tokens = itertools.count(1)
         self._loop = asyncio.get_running_loop()
         self._exited: asyncio.Future[None] = self._loop.create_future()
@@ -183,6 +193,8 @@ class EngineClient:
                 match decode_news(frame):
                     case Turn() as turn:
                         self._take(turn)
+                    case Profiled() as profiled:
+                        self._tell(profiled.token, profiled)
         finally:
             # An engine that nobody listens to any more, for whatever reason, may not go on.
             if self._process.poll() is None:
@@ -205,11 +217,15 @@ class EngineClient:
             if take is not None:
                 take(output)
         for token in turn.pongs:
-            ping = self._pings.pop(token, None)
-            if ping is not None and not ping.done():
-                ping.set_result(None)
+            self._tell(token, None)
         if self.on_turn is not None:
             self.on_turn(turn)
+
+    def _tell(self, token: int, answer: Profiled | None) -> None:
+        """Answer who asked, if somebody still waits."""
+        asked = self._asked.get(token)
+        if asked is not None and not asked.done():
+            asked.set_result(answer)
 
     def _answer(self, request_id: str, error: Exception | None) -> None:
         answer = self._answers.pop(request_id, None)
@@ -232,10 +248,9 @@ class EngineClient:
         takers, self._takers = self._takers, {}
         for request_id, take in takers.items():
             take(Output(request_id=request_id, finish_reason=FinishReason.ERROR, error=self._failure))
-        for ping in self._pings.values():
-            if not ping.done():
-                ping.set_exception(EngineDied(self._failure))
-        self._pings.clear()
+        for asked in self._asked.values():
+            if not asked.done():
+                asked.set_exception(EngineDied(self._failure))
 
     async def submit(self, submissions: Sequence[Submit]) -> Outputs:
         """Hand requests over and wait until the engine has accepted all of them; raises as `deliver` does."""
@@ -280,15 +295,31 @@ class EngineClient:
 
     async def ping(self, *, timeout: float) -> None:
         """Wait until the loop has made a turn. Raises TimeoutError or EngineDied."""
+        await asyncio.wait_for(self._ask(lambda token: Ping(token=token)), timeout)
+
+    async def profile(self, *, is_on: bool, num_steps: int | None = None) -> str | None:
+        """Begin to record steps, or end and return the file of what was recorded.
+
+        Raises ConfigError where the engine cannot, EngineDied if it is gone.
+        """
+        profiled = await self._ask(
+            lambda token: ProfileCommand(token=token, is_on=is_on, num_steps=num_steps)
+        )
+        if profiled is not None and profiled.problem is not None:
+            raise ConfigError(profiled.problem)
+        return None if profiled is None else profiled.path
+
+    async def _ask(self, make: Callable[[int], ToEngine]) -> Profiled | None:
+        """Send what carries a token and wait for what comes back with it."""
         self._check_alive()
         token = next(self._tokens)
-        answer: asyncio.Future[None] = self._loop.create_future()
-        self._pings[token] = answer
+        answer: asyncio.Future[Profiled | None] = self._loop.create_future()
+        self._asked[token] = answer
         try:
-            self._send(Ping(token=token))
-            await asyncio.wait_for(answer, timeout)
+            self._send(make(token))
+            return await answer
         finally:
-            self._pings.pop(token, None)
+            self._asked.pop(token, None)
 
     def pause(self) -> None:
         """Keep every request and run nothing."""
@@ -330,7 +361,7 @@ class EngineClient:
         if self._is_stopping:
             raise EngineError("the engine is shutting down and takes no new requests")
 
-    def _send(self, message: Message) -> None:
+    def _send(self, message: ToEngine) -> None:
         try:
             self._to_engine.send(encode(message), Flag.DONTWAIT)
         except Again:

@@ -16,6 +16,7 @@ from sfumato.core.messages import (
     TokenLogprob,
     Usage,
 )
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.spec import Spec
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.build import Loaded, build_loop, load
@@ -84,10 +85,19 @@ class Engine(SteppedEngine):
         return engine
 
     @classmethod
-    def from_loaded(cls, loaded: Loaded, *, make_endpoint: MakeEndpoint | None = None) -> Engine:
-        """Start an engine on a model that is in memory; make_endpoint: links to engines of this process."""
+    def from_loaded(
+        cls,
+        loaded: Loaded,
+        *,
+        make_endpoint: MakeEndpoint | None = None,
+        recorder: Recorder = UNRECORDED,
+    ) -> Engine:
+        """Start an engine on a model that is in memory.
+
+        make_endpoint: links to engines of this process. recorder: told what each step does.
+        """
         inbox, outbox = DirectInbox(), DirectOutbox()
-        loop, door = build_loop(loaded, inbox, outbox, make_endpoint=make_endpoint)
+        loop, door = build_loop(loaded, inbox, outbox, make_endpoint=make_endpoint, recorder=recorder)
         return cls(loaded, loop, door, inbox, outbox)
 
     @property

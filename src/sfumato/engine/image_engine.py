@@ -8,6 +8,7 @@ from typing import Any
 
 from sfumato.config import EngineConfig
 from sfumato.core.messages import FinishReason, Output, Picture, Submit, Usage
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.spec import ImageSpec
 from sfumato.core.traits import ImageTraits
 from sfumato.engine.build import resolve_device
@@ -64,11 +65,18 @@ class ImageEngine(SteppedEngine):
 
     @classmethod
     def from_loaded(
-        cls, loaded: LoadedPipeline, *, make_endpoint: MakeImageEndpoint | None = None
+        cls,
+        loaded: LoadedPipeline,
+        *,
+        make_endpoint: MakeImageEndpoint | None = None,
+        recorder: Recorder = UNRECORDED,
     ) -> ImageEngine:
-        """Start an engine on a pipeline in memory; make_endpoint: links to engines of this process."""
+        """Start an engine on a pipeline in memory.
+
+        make_endpoint: links to engines of this process. recorder: told what each step does.
+        """
         inbox, outbox = DirectInbox(), DirectOutbox()
-        loop, door = build_image_loop(loaded, inbox, outbox, make_endpoint=make_endpoint)
+        loop, door = build_image_loop(loaded, inbox, outbox, make_endpoint=make_endpoint, recorder=recorder)
         return cls(loaded, loop, door, inbox, outbox)
 
     @property

@@ -16,6 +16,7 @@ from typing import Any
 
 from sfumato.core.plan import ALL_KINDS, RowKind, StepPlan, StepResult
 from sfumato.core.protocols import Runner, Sync
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request
 from sfumato.engine.ahead import Ahead
 from sfumato.engine.launches import Finished, outcomes_of, resolved
@@ -43,11 +44,13 @@ class Lane:
         is_beside: bool = False,
         is_short: Callable[[StepPlan], bool] = lambda plan: False,
         ahead: Ahead[Any] | None = None,
+        recorder: Recorder = UNRECORDED,
     ) -> None:
         self.kinds = kinds
         self.is_beside = is_beside
         self._is_short = is_short
         self._ahead = ahead
+        self._recorder = recorder
         self.runner = runner
         self.sync = sync
         self.depth = depth
@@ -126,11 +129,16 @@ class Lane:
 
     def _run(self, plan: StepPlan, requests: Mapping[str, Request]) -> Finished:
         """Run what a plan has come to by now, and let each request take its results."""
+        with self._recorder.step(plan):
+            return self._step(plan, requests)
+
+    def _step(self, plan: StepPlan, requests: Mapping[str, Request]) -> Finished:
         started = time.perf_counter()
         idle_seconds, current = started - self._free_since, resolved(plan, requests)
         result = StepResult(launch_id=plan.launch_id, rows=())
         if current.forward or self.sync.is_shared:
             result = self.runner.launch(current, requests)
-        outcomes = outcomes_of(result, requests)
+        with self._recorder.region("advance"):
+            outcomes = outcomes_of(result, requests)
         self._free_since = time.perf_counter()
         return Finished(plan, requests, result, outcomes, idle_seconds)

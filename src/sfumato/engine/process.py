@@ -23,8 +23,18 @@ from zmq.sugar.poll import Poller
 
 from sfumato.config import EngineConfig
 from sfumato.core.messages import Message, Turn
-from sfumato.engine.wire import EngineInfo, Loading, StartFailure, address, decode_message, encode
-from sfumato.errors import EngineError, SfumatoError
+from sfumato.core.recording import UNRECORDED
+from sfumato.engine.wire import (
+    EngineInfo,
+    Loading,
+    ProfileCommand,
+    Profiled,
+    StartFailure,
+    address,
+    decode_message,
+    encode,
+)
+from sfumato.errors import ConfigError, EngineError, SfumatoError
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -32,6 +42,7 @@ if TYPE_CHECKING:
 
     # These load torch, before which this process sets limits that torch reads.
     from sfumato.engine.loop import EngineLoop
+    from sfumato.engine.profile import Profile
     from sfumato.parallel.bell import Bell
 
 # The last turn must reach the parent before this process goes; one that is gone is waited for no longer.
@@ -44,10 +55,13 @@ _PROGRESS_BYTES = 8 << 20
 
 
 class SocketInbox:
-    """Messages from a socket."""
+    """Messages from a socket; on_profile: takes what is not for the loop."""
 
-    def __init__(self, socket: Any, bell: Bell | None = None) -> None:
+    def __init__(
+        self, socket: Any, on_profile: Callable[[ProfileCommand], None], bell: Bell | None = None
+    ) -> None:
         self._socket = socket
+        self._on_profile = on_profile
         self._bell = bell
 
     def filenos(self) -> list[int]:
@@ -68,7 +82,11 @@ class SocketInbox:
             timeout = 0
         messages: list[Message] = []
         while self._socket.poll(timeout):
-            messages.append(decode_message(self._socket.recv()))
+            match decode_message(self._socket.recv()):
+                case ProfileCommand() as command:
+                    self._on_profile(command)
+                case message:
+                    messages.append(message)
             timeout = 0
         return messages
 
@@ -102,23 +120,57 @@ def run_engine(config: EngineConfig, inbox: Any, outbox: Any) -> bool:
 
     try:
         config.check()
+        profile = _open_profile(config)
         path = find_pipeline(config.model)
         if path is not None:
-            loop, info, close = _image_engine(config, path, inbox, outbox)
+            loop, info, close = _image_engine(config, path, inbox, outbox, profile)
         else:
-            loop, info, close = _text_engine(config, inbox, outbox)
+            loop, info, close = _text_engine(config, inbox, outbox, profile)
     except SfumatoError as error:
         outbox.send(encode(StartFailure(message=str(error))))
         return False
     outbox.send(encode(info))
     loop.run()
+    if profile is not None:
+        profile.close()
     loop.handover.close()
     close()
     return True
 
 
+def _open_profile(config: EngineConfig) -> Profile | None:
+    """Return the recorder that was asked for. Raises ConfigError."""
+    if config.profile is None:
+        return None
+    from sfumato.engine.profile import Profile
+    from sfumato.models.folder import name_of
+
+    replica = f"-{config.replica}" if config.num_replicas > 1 else ""
+    return Profile.of(config.profile, f"{name_of(config.model)}{replica}")
+
+
+def _answer_commands(profile: Profile | None, outbox: Any) -> Callable[[ProfileCommand], None]:
+    """Return what begins and ends recordings as the parent says."""
+
+    def answer(command: ProfileCommand) -> None:
+        path, problem = None, None
+        try:
+            if profile is None:
+                raise ConfigError("the engine was started without --profile")
+            if command.is_on:
+                profile.arm(num_steps=command.num_steps)
+            else:
+                path = profile.stop()
+        except ConfigError as error:
+            problem = str(error)
+        shown = None if path is None else str(path)
+        outbox.send(encode(Profiled(token=command.token, path=shown, problem=problem)))
+
+    return answer
+
+
 def _text_engine(
-    config: EngineConfig, inbox: Any, outbox: Any
+    config: EngineConfig, inbox: Any, outbox: Any, profile: Profile | None
 ) -> tuple[EngineLoop, EngineInfo, Callable[[], None]]:
     """Return a language model's loop, what it says of itself, and what ends it."""
     from sfumato.engine.build import build_loop, load
@@ -128,7 +180,12 @@ def _text_engine(
     if loaded.leader is not None:
         loaded.leader.on_lost = _leave
     bell = None if loaded.shared is None else loaded.shared.bell
-    loop, door = build_loop(loaded, SocketInbox(inbox, bell), SocketOutbox(outbox))
+    loop, door = build_loop(
+        loaded,
+        SocketInbox(inbox, _answer_commands(profile, outbox), bell),
+        SocketOutbox(outbox),
+        recorder=profile or UNRECORDED,
+    )
     info = EngineInfo(
         name=loaded.folder.name,
         path=str(loaded.folder.path),
@@ -147,7 +204,7 @@ def _text_engine(
 
 
 def _image_engine(
-    config: EngineConfig, path: Path, inbox: Any, outbox: Any
+    config: EngineConfig, path: Path, inbox: Any, outbox: Any, profile: Profile | None
 ) -> tuple[EngineLoop, EngineInfo, Callable[[], None]]:
     """Return an image pipeline's loop, what it says of itself, and what ends it."""
     from sfumato.engine.build import resolve_device
@@ -155,7 +212,12 @@ def _image_engine(
 
     hide_progress_bars()
     loaded = load_pipeline(config, path, resolve_device(config.device, config.replica))
-    loop, _ = build_image_loop(loaded, SocketInbox(inbox), SocketOutbox(outbox))
+    loop, _ = build_image_loop(
+        loaded,
+        SocketInbox(inbox, _answer_commands(profile, outbox)),
+        SocketOutbox(outbox),
+        recorder=profile or UNRECORDED,
+    )
     info = EngineInfo(
         name=loaded.name,
         path=loaded.path,

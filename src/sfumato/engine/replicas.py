@@ -216,6 +216,15 @@ class Replicas:
         alive = [client for client in self.clients if not client.is_gone] or self.clients[:1]
         await asyncio.gather(*(client.ping(timeout=timeout) for client in alive))
 
+    async def profile(self, *, is_on: bool, num_steps: int | None = None) -> list[str]:
+        """Begin to record steps in every engine that is left, helpers too, or end and return the files.
+
+        Raises as `EngineClient.profile` does.
+        """
+        alive = [client for client in (*self.clients, *self.helpers) if not client.is_gone]
+        found = await asyncio.gather(*(each.profile(is_on=is_on, num_steps=num_steps) for each in alive))
+        return [path for path in found if path is not None]
+
     async def stop(self, *, drain: bool) -> None:
         """Let the engines finish their requests (drain) or end them now; wait until they are gone."""
         await asyncio.gather(*(client.stop(drain=drain) for client in self.clients))

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from sfumato.cache.pages import PageCache
 from sfumato.cache.pool import PageLease
 from sfumato.core.plan import ALL_KINDS, Cost, Row, RowKind, StepPlan
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request, Standing, Status
 from sfumato.engine.limits import Limits
 from sfumato.engine.step_times import StepTimes
@@ -50,11 +51,18 @@ class Scheduler:
     takes: whether a running request's next rows are a peer's; such a one is left alone.
     """
 
-    def __init__(self, limits: Limits, pages: PageCache, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        limits: Limits,
+        pages: PageCache,
+        clock: Callable[[], float],
+        recorder: Recorder = UNRECORDED,
+    ) -> None:
         self.takes: Callable[[Request], bool] = lambda request: False
         self._limits = limits
         self._pages = pages
         self._clock = clock
+        self._recorder = recorder
         self._launch_id = 0
         self._step = 0
         self._prefill_streak = 0
@@ -66,6 +74,10 @@ class Scheduler:
 
         kinds: what the lane that asks runs.
         """
+        with self._recorder.region("plan"):
+            return self._plan(live, kinds)
+
+    def _plan(self, live: Mapping[str, Request], kinds: frozenset[RowKind]) -> StepPlan:
         self._make_way(live)
         self._admit(live)
         candidates, stalled = self._candidates(live, kinds)

@@ -46,10 +46,27 @@ class StartFailure(msgspec.Struct, frozen=True, kw_only=True, tag="failure"):
     message: str
 
 
-FromEngine = EngineInfo | Loading | StartFailure | Turn
+class ProfileCommand(msgspec.Struct, frozen=True, kw_only=True, tag="profile"):
+    """Record steps from now on (num_steps, or until the next command), or end the recording."""
+
+    token: int
+    is_on: bool
+    num_steps: int | None = None
+
+
+class Profiled(msgspec.Struct, frozen=True, kw_only=True, tag="profiled"):
+    """The answer: the file of a recording that ended, or why the command was refused."""
+
+    token: int
+    path: str | None = None
+    problem: str | None = None
+
+
+ToEngine = Message | ProfileCommand
+FromEngine = EngineInfo | Loading | StartFailure | Profiled | Turn
 
 _encoder = msgspec.msgpack.Encoder()
-_message_decoder: msgspec.msgpack.Decoder[Message] = msgspec.msgpack.Decoder(Message)
+_message_decoder: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)
 _news_decoder: msgspec.msgpack.Decoder[FromEngine] = msgspec.msgpack.Decoder(FromEngine)
 
 
@@ -58,12 +75,12 @@ def address(folder: str, name: str) -> str:
     return f"ipc://{folder}/{name}"
 
 
-def encode(content: Message | FromEngine) -> bytes:
+def encode(content: ToEngine | FromEngine) -> bytes:
     """Return the msgpack form of anything that crosses."""
     return _encoder.encode(content)
 
 
-def decode_message(frame: bytes) -> Message:
+def decode_message(frame: bytes) -> ToEngine:
     """Return what the parent sent."""
     return _message_decoder.decode(frame)
 

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from sfumato.errors import ConfigError
+from sfumato.evaluation.drawing import FORMATS, write_figure
 from sfumato.evaluation.report import CurveReport, Report
 from sfumato.evaluation.scores import Point
 
@@ -15,48 +14,18 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from matplotlib.transforms import Bbox
 
-FORMATS = ("png", "svg")
 _MARKERS = "osD^vPXh"
 _DEFAULT = "what is served by default"
 # How far above or below its point a value may stand, in points: the first place that is free is taken.
 _HEIGHTS = (11, -11, 21, -21, 31, -31)
 # The side of a point's marker with its ring, in pixels.
 _MARKER_PIXELS = 15
-_STYLE: Any = {
-    "font.size": 10,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "grid.color": "0.92",
-    "svg.hashsalt": "sfumato",
-}
-
-
-def can_plot() -> bool:
-    """Whether matplotlib is there."""
-    return find_spec("matplotlib") is not None
-
-
-def require_plot() -> None:
-    """Raise ConfigError with what to install where matplotlib is missing."""
-    if not can_plot():
-        raise ConfigError("--plot needs matplotlib: pip install 'sfumato[eval]'")
 
 
 def draw(report: Report, folder: Path) -> list[Path]:
     """Write curve.png and curve.svg and return their paths. Raises ConfigError."""
-    # Imported here, because matplotlib is not needed for anything else.
-    import matplotlib
-
     paths = [folder / f"curve.{each}" for each in FORMATS]
-    with matplotlib.rc_context(_STYLE):
-        figure = make_figure(report)
-        try:
-            for path in paths:
-                # Without a date the same report gives the same file.
-                figure.savefig(path, dpi=150, metadata={"Date": None} if path.suffix == ".svg" else None)
-        except OSError as error:
-            raise ConfigError(f"--out {folder}: {error.strerror}") from error
+    write_figure(lambda: make_figure(report), paths, f"--out {folder}")
     return paths
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import httpx2
@@ -14,15 +13,11 @@ import msgspec
 from sfumato.core.messages import Usage
 from sfumato.engine.frontend import SamplingParams
 from sfumato.errors import ConfigError, EngineDied, RequestError
+from sfumato.evaluation.address import CONNECT_SECONDS, Address, problem, reason
 from sfumato.evaluation.backend import Ask, ModelCard, OnReply, Reply
 
-_CONNECT_SECONDS = 10.0
 # Beyond a request's own timeout, which the server keeps and answers to.
 _GRACE_SECONDS = 30.0
-
-
-class _Models(msgspec.Struct):
-    data: list[dict[str, Any]]
 
 
 class _Message(msgspec.Struct):
@@ -40,47 +35,16 @@ class _Completion(msgspec.Struct):
     usage: Usage
 
 
-class _ErrorFields(msgspec.Struct):
-    message: str
-    param: str | None = None
-
-
-class _Error(msgspec.Struct):
-    error: _ErrorFields
-
-
-@dataclass(frozen=True, slots=True)
-class Address:
-    """Where a server listens, as http://host:port/v1, and the key that it wants."""
-
-    url: str
-    api_key: str | None = None
-
-    @property
-    def headers(self) -> dict[str, str]:
-        """Return what every request carries."""
-        return {} if self.api_key is None else {"Authorization": f"Bearer {self.api_key}"}
-
-    def join(self, path: str) -> str:
-        """Return the address of an endpoint."""
-        return f"{self.url.rstrip('/')}/{path}"
-
-
 class Served:
     """Asks one model of a server; the only one where none is named."""
 
     def __init__(self, address: Address, model: str | None) -> None:
         self._address = address
-        found = _decode(self._get("models"), _Models, address.join("models")).data
-        names = [str(each.get("id")) for each in found]
-        if model is None and len(names) != 1:
-            raise ConfigError(f"--url {address.url} serves {', '.join(names)}; name one with --model")
-        if model is not None and model not in names:
-            raise ConfigError(f"--model {model!r}: --url {address.url} serves {', '.join(names)}")
+        found = address.find_model(model)
         try:
-            self._card = msgspec.convert(found[names.index(model) if model else 0], ModelCard)
+            self._card = msgspec.convert(found, ModelCard)
         except msgspec.ValidationError as error:
-            raise ConfigError(f"--url {address.url} is not a Sfumato server's: {error}") from error
+            raise ConfigError(f"{address} is not a Sfumato server's: {error}") from error
 
     @property
     def card(self) -> ModelCard:
@@ -103,10 +67,10 @@ class Served:
                 self._address.join(path), json=body, headers=self._address.headers, timeout=_timeout(ask)
             )
         except httpx2.HTTPError as error:
-            raise EngineDied(f"--url {self._address.url}: {_reason(error)}") from error
+            raise EngineDied(f"{self._address}: {reason(error)}") from error
         if response.status_code != httpx2.codes.OK:
-            problem = _problem(response)
-            raise RequestError(problem.message, field=problem.param or "request")
+            refusal = problem(response)
+            raise RequestError(refusal.message, field=refusal.param or "request")
 
     def run(self, asks: Sequence[Ask], on_reply: OnReply, *, concurrency: int) -> None:
         """Answer every ask, so many at once. Raises EngineDied where nobody listens any more."""
@@ -139,12 +103,12 @@ class Served:
         try:
             response = await client.post(self._address.join(path), json=body, timeout=_timeout(ask))
         except httpx2.ConnectError as error:
-            raise EngineDied(f"--url {self._address.url}: {_reason(error)}") from error
+            raise EngineDied(f"{self._address}: {reason(error)}") from error
         except httpx2.HTTPError as error:
-            return Reply(id=ask.id, error=_reason(error), seconds=time.monotonic() - started)
+            return Reply(id=ask.id, error=reason(error), seconds=time.monotonic() - started)
         seconds = time.monotonic() - started
         if response.status_code != httpx2.codes.OK:
-            return Reply(id=ask.id, error=_problem(response).message, seconds=seconds)
+            return Reply(id=ask.id, error=problem(response).message, seconds=seconds)
         try:
             completion = msgspec.json.decode(response.content, type=_Completion)
         except msgspec.DecodeError as error:
@@ -177,37 +141,7 @@ class Served:
             return "completions", body | {"prompt": ask.prompt}
         return "chat/completions", body | {"messages": ask.prompt}
 
-    def _get(self, path: str) -> bytes:
-        url = self._address.join(path)
-        try:
-            response = httpx2.get(url, headers=self._address.headers, timeout=_CONNECT_SECONDS)
-        except (httpx2.HTTPError, httpx2.InvalidURL) as error:
-            raise ConfigError(f"--url {self._address.url}: {_reason(error)}") from error
-        if response.status_code != httpx2.codes.OK:
-            raise ConfigError(f"{url} answered {response.status_code}: {_problem(response).message}")
-        return response.content
-
 
 def _timeout(ask: Ask) -> httpx2.Timeout:
     seconds = None if ask.params.timeout is None else ask.params.timeout + _GRACE_SECONDS
-    return httpx2.Timeout(seconds, connect=_CONNECT_SECONDS)
-
-
-def _reason(error: Exception) -> str:
-    """Return what went wrong; some errors have no words."""
-    return str(error) or type(error).__name__
-
-
-def _problem(response: httpx2.Response) -> _ErrorFields:
-    """Return a refusal in OpenAI's form, or the bare status where it has another form."""
-    try:
-        return msgspec.json.decode(response.content, type=_Error).error
-    except msgspec.DecodeError:
-        return _ErrorFields(f"status {response.status_code} {response.reason_phrase}")
-
-
-def _decode(content: bytes, kind: type[_Models], url: str) -> _Models:
-    try:
-        return msgspec.json.decode(content, type=kind)
-    except msgspec.DecodeError as error:
-        raise ConfigError(f"{url} is not an OpenAI server's: {error}") from error
+    return httpx2.Timeout(seconds, connect=CONNECT_SECONDS)

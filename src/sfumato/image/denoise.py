@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.image.families.protocol import Family, stacked
 from sfumato.image.schedule import step_arguments
 from sfumato.image.state import ImageState, Inputs
@@ -26,15 +27,23 @@ class Part:
 
 
 def answers(
-    family: Family, parts: Sequence[Part], *, expert: str, num_rows: int | None
+    family: Family,
+    parts: Sequence[Part],
+    *,
+    expert: str,
+    num_rows: int | None,
+    recorder: Recorder = UNRECORDED,
 ) -> dict[str, dict[str, Tensor]]:
     """Return each request's answers by branch, f32[N, ...], from one forward over all rows.
 
     num_rows: forwards of exactly so many rows, the last one filled up; then no answer depends on what else is
     in a forward, not even in its last bit. None: one forward of as many rows as there are.
     """
-    rows = [family.inputs(part.state, branch) for part in parts for branch in part.branches]
-    output = forward(family, stacked(rows), expert, num_rows)
+    with recorder.region("inputs"):
+        rows = [family.inputs(part.state, branch) for part in parts for branch in part.branches]
+        inputs = stacked(rows)
+    with recorder.region("forward"):
+        output = forward(family, inputs, expert, num_rows)
     found: dict[str, dict[str, Tensor]] = {}
     begin = 0
     for part in parts:

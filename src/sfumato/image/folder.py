@@ -37,12 +37,13 @@ def find_pipeline(model: str) -> Path | None:
     Of a hub id only the index is fetched here, and the components that it names when they are loaded.
     Raises CheckpointError for a hub pipeline that is neither cached nor reachable.
     """
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
-
     if Path(model).expanduser().exists() or model.count("/") != 1:
         path = locate(model)
         return path if (path / INDEX).exists() else None
+    # Imported here, because what lies on this machine does without.
+    from huggingface_hub import hf_hub_download
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError
+
     try:
         hf_hub_download(model, INDEX)
     except (EntryNotFoundError, HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError):

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from sfumato.core.plan import RowResult, StepPlan, StepResult
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request
 from sfumato.image.denoise import Part, answers, step
 from sfumato.image.families.protocol import Family
@@ -28,9 +29,12 @@ _TILED_PIXELS = 1536 * 1536
 class EncodeRunner:
     """Encodes prompts and input images; encodings of texts are kept, the last used longest."""
 
-    def __init__(self, family: Family, *, cache_bytes: int = _TEXT_CACHE_BYTES) -> None:
+    def __init__(
+        self, family: Family, *, cache_bytes: int = _TEXT_CACHE_BYTES, recorder: Recorder = UNRECORDED
+    ) -> None:
         self._family = family.with_own_tokenizers()
         self._cache_bytes = cache_bytes
+        self._recorder = recorder
         self._cache: OrderedDict[tuple[Any, ...], Inputs] = OrderedDict()
         self._num_bytes = 0
         self.num_hits = 0
@@ -43,7 +47,12 @@ class EncodeRunner:
         for row in plan.rows:
             state = _state(live[row.request_id])
             try:
-                outcome = encode(self._family, state, lambda text, spec=state.spec: self._text(text, spec))  # type: ignore[misc]
+                with self._recorder.region("encode"):
+                    outcome = encode(
+                        self._family,
+                        state,
+                        lambda text, spec=state.spec: self._text(text, spec),  # type: ignore[misc]
+                    )
                 results.append(RowResult(row=row, outcome=outcome))
             except Exception as error:
                 results.append(RowResult(row=row, error=_named("encoding", error)))
@@ -68,8 +77,11 @@ class DenoiseRunner:
     num_rows: deterministic mode, see `denoise.answers`.
     """
 
-    def __init__(self, family: Family, *, num_rows: int | None = None) -> None:
+    def __init__(
+        self, family: Family, *, num_rows: int | None = None, recorder: Recorder = UNRECORDED
+    ) -> None:
         self._family = family
+        self._recorder = recorder
         self._num_rows = num_rows
 
     @torch.no_grad()
@@ -93,7 +105,10 @@ class DenoiseRunner:
         """Return answers by request; where the joint forward raises, each is run alone to find who does."""
         expert = self._family.expert(parts[0].state)
         try:
-            return dict(answers(self._family, parts, expert=expert, num_rows=self._num_rows))
+            joint = answers(
+                self._family, parts, expert=expert, num_rows=self._num_rows, recorder=self._recorder
+            )
+            return dict(joint)
         except Exception as error:
             if len(parts) == 1:
                 return {parts[0].request_id: _named("the forward", error)}
@@ -106,7 +121,8 @@ class DenoiseRunner:
         if isinstance(outputs, str):
             return None, outputs
         try:
-            return step(self._family, part.state, outputs), None
+            with self._recorder.region("combine"):
+                return step(self._family, part.state, outputs), None
         except Exception as error:
             return None, _named(f"denoise step {part.state.step + 1}", error)
 
@@ -114,8 +130,9 @@ class DenoiseRunner:
 class DecodeRunner:
     """Decodes finished latents and previews; large pictures in tiles."""
 
-    def __init__(self, family: Family) -> None:
+    def __init__(self, family: Family, *, recorder: Recorder = UNRECORDED) -> None:
         self._family = family
+        self._recorder = recorder
         self._vae = family.pipeline.vae
         self._tiled: Any = None
         if hasattr(self._vae, "enable_tiling"):
@@ -137,7 +154,8 @@ class DecodeRunner:
             # weights are the same.
             vae = copy.copy(self._tiled if is_large and self._tiled is not None else self._vae)
             try:
-                images = decode(self._family, latents.to(self._family.device), state.spec, vae)
+                with self._recorder.region("decode"):
+                    images = decode(self._family, latents.to(self._family.device), state.spec, vae)
                 results.append(RowResult(row=row, outcome=Decoded(images, is_preview=row.branch == PREVIEW)))
             except Exception as error:
                 results.append(RowResult(row=row, error=_named("decoding", error)))

@@ -121,7 +121,13 @@ def _with_memory(
 ) -> LanguageModel:
     """Allocate a meta model's parameters, uninitialised."""
     narrow = {name for name, parameter in model.named_parameters() if parameter.dtype is torch.int8}
-    model = model.to(dtype).to_empty(device=device).eval()
+    for module in model.modules():
+        # `to_empty` would do, but for meta tensors it loads sympy, which takes most of a second.
+        for leaf, parameter in list(module.named_parameters(recurse=False)):
+            kept = dtype if parameter.is_floating_point() else parameter.dtype
+            empty = torch.empty(parameter.shape, dtype=kept, device=device)
+            setattr(module, leaf, nn.Parameter(empty, requires_grad=parameter.requires_grad))
+    model = model.eval()
     if model.shape.tied:
         model.output.weight = model.embedding
     wide = {target.parameter for target in targets.values() if target.is_float32}

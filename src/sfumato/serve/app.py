@@ -14,6 +14,7 @@ from sfumato.serve import (
     images,
     metrics,
     models,
+    profiles,
     scoring,
     tokens,
     videos,
@@ -40,6 +41,8 @@ def create_app(registry: Registry, settings: ServerSettings) -> FastAPI:
     locked = [Depends(check_key)]
     for family in (models, chat, completions, scoring, tokens, images, videos):
         app.include_router(family.router, dependencies=locked)
+    if settings.has_profile:
+        app.include_router(profiles.router, dependencies=locked)
     for router in (health.router, metrics.router, images.open_router):
         app.include_router(router)
     app.add_middleware(BodyLimit, max_bytes=settings.max_body_bytes)

@@ -8,16 +8,20 @@ import os
 import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import msgspec
 
 from sfumato.config import EngineConfig
 from sfumato.engine.peer_config import PeerConfig
 from sfumato.engine.pools import PoolSizes, start_pools
+from sfumato.engine.profile_config import ProfileConfig
 from sfumato.engine.replicas import Replicas
 from sfumato.engine.wire import Loading
 from sfumato.errors import ConfigError
-from sfumato.serve.registry import Registry, ServedModel
+
+if TYPE_CHECKING:
+    from sfumato.serve.registry import Registry
 
 # Called with (served name, progress of its checkpoint).
 ProgressCallback = Callable[[str, Loading], None]
@@ -55,6 +59,10 @@ class Planned:
             )
         config = msgspec.structs.replace(config, num_replicas=pools.num_engines)
         return replace(self, config=config, helper_roles=pools.helper_roles)
+
+    def with_profile(self, profile: ProfileConfig | None) -> Planned:
+        """Return the same model with its steps recorded."""
+        return replace(self, config=msgspec.structs.replace(self.config, profile=profile))
 
     def replicas(self) -> list[EngineConfig]:
         """Return the configuration of each of its engines; CPU threads and given memory are shared out."""
@@ -126,7 +134,14 @@ async def start_models(planned: Sequence[Planned], on_progress: ProgressCallback
         config.check()
     tasks = [asyncio.create_task(_start(each, configs, on_progress)) for each, configs in started]
     try:
-        models = await asyncio.gather(*tasks)
+        clients = await asyncio.gather(*tasks)
+        # Imported once the engines are under way: it takes a while.
+        from sfumato.serve.registry import Registry, ServedModel
+
+        models = [
+            ServedModel(each.name or client.info.name, client)
+            for each, client in zip(planned, clients, strict=True)
+        ]
         twice = [model.name for model in models if sum(other.name == model.name for other in models) > 1]
         if twice:
             raise ConfigError(f"two models are called {twice[0]!r}; tell them apart with --served-model-name")
@@ -135,7 +150,7 @@ async def start_models(planned: Sequence[Planned], on_progress: ProgressCallback
             task.cancel()
         for outcome in await asyncio.gather(*tasks, return_exceptions=True):
             match outcome:
-                case ServedModel():
+                case Replicas():
                     await outcome.close()
         raise
     return Registry(models)
@@ -143,14 +158,8 @@ async def start_models(planned: Sequence[Planned], on_progress: ProgressCallback
 
 async def _start(
     planned: Planned, configs: Sequence[EngineConfig], on_progress: ProgressCallback
-) -> ServedModel:
+) -> Replicas:
     on_loading = lambda loading: on_progress(planned.label, loading)
     if planned.helper_roles:
-        client = await start_pools(configs, planned.helper_roles, on_loading)
-    else:
-        client = await Replicas.start(configs, on_loading)
-    try:
-        return ServedModel(planned.name or client.info.name, client)
-    except BaseException:
-        await client.close()
-        raise
+        return await start_pools(configs, planned.helper_roles, on_loading)
+    return await Replicas.start(configs, on_loading)

@@ -9,7 +9,7 @@ from sfumato.engine.client import EngineClient
 from sfumato.engine.wire import EngineInfo
 from sfumato.errors import EngineDied
 from sfumato.serve.launch import Planned, ProgressCallback
-from sfumato.serve.server import Signals
+from sfumato.serve.signals import Signals
 
 # The engine is asked this often whether it is still there.
 _WATCH_SECONDS = 0.5

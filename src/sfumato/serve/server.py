@@ -4,50 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import signal
+import importlib
 import socket
-from collections.abc import Callable, Iterator, Sequence
-
-import uvicorn
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
 
 from sfumato.errors import ConfigError
-from sfumato.serve.app import create_app
 from sfumato.serve.launch import Planned, ProgressCallback, start_models
-from sfumato.serve.registry import Registry
 from sfumato.serve.settings import ServerSettings
+from sfumato.serve.signals import Signals
+
+if TYPE_CHECKING:
+    from sfumato.serve.registry import Registry
+
+# What answers requests, loaded while the engines load their models.
+_FRONT = "sfumato.serve.front"
 
 # Answers that were ended must still reach their clients.
 _LAST_WORDS_SECONDS = 3
-_BACKLOG = 2048
 
 # Called with the served models and the port once the door is open.
-ReadyCallback = Callable[[Registry, int], None]
+ReadyCallback = Callable[["Registry", int], None]
 # Called with a line for the operator when the server begins to end.
 NoticeCallback = Callable[[str], None]
-
-
-class _Uvicorn(uvicorn.Server):
-    """uvicorn without its signal handlers: the first signal drains, which only the front door can do."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
-        yield
-
-
-class Signals:
-    """Counts the signals that ask the server to end."""
-
-    def __init__(self) -> None:
-        self.first = asyncio.Event()
-        self.second = asyncio.Event()
-        loop = asyncio.get_running_loop()
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.add_signal_handler(number, self._note)
-
-    def _note(self) -> None:
-        if self.first.is_set():
-            self.second.set()
-        self.first.set()
 
 
 def open_socket(host: str, port: int) -> socket.socket:
@@ -98,8 +77,11 @@ async def _start_or_leave(
     """Start the engines; a signal meanwhile ends them again and returns None."""
     starting = asyncio.create_task(start_models(planned, on_progress))
     leaving = asyncio.create_task(signals.first.wait())
+    # In a thread, so that progress and signals are seen meanwhile.
+    loading = asyncio.create_task(asyncio.to_thread(importlib.import_module, _FRONT))
     await asyncio.wait({starting, leaving}, return_when=asyncio.FIRST_COMPLETED)
     leaving.cancel()
+    await loading
     if starting.done():
         return starting.result()
     starting.cancel()
@@ -115,14 +97,9 @@ async def _serve(
     on_ready: ReadyCallback,
     on_notice: NoticeCallback,
 ) -> None:
-    config = uvicorn.Config(
-        create_app(registry, settings),
-        log_level=settings.log_level,
-        backlog=_BACKLOG,
-        lifespan="off",
-        timeout_graceful_shutdown=_LAST_WORDS_SECONDS,
-    )
-    server = _Uvicorn(config)
+    from sfumato.serve.front import make_front
+
+    server = make_front(registry, settings, last_words_seconds=_LAST_WORDS_SECONDS)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     asked = asyncio.create_task(signals.first.wait())
     while not (server.started or serving.done()):

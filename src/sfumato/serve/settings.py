@@ -11,7 +11,7 @@ class ServerSettings:
 
     api_keys: any of them opens the door; none leaves it open. health_timeout: seconds that an engine may take
     to answer. drain_timeout: seconds that running requests get after the first signal. max_body_bytes: of a
-    request, uploads included.
+    request, uploads included. has_profile: whether clients may record the engines' steps.
     """
 
     host: str = "127.0.0.1"
@@ -21,3 +21,4 @@ class ServerSettings:
     drain_timeout: float = 60.0
     log_level: str = "warning"
     max_body_bytes: int = 50 << 20
+    has_profile: bool = False

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from sfumato.core.plan import Decision, RowResult, Scores, StepPlan, StepResult
+from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
@@ -23,7 +24,7 @@ from sfumato.text.batching import FedRow, make_batch
 from sfumato.text.begun import Begun
 from sfumato.text.deciding import Decided, decide, read_decisions
 from sfumato.text.statistics import PackedStatistics, compute_statistics
-from sfumato.text.windows import Readable, read_scores, readings_of, row_outputs, show_advanced
+from sfumato.text.windows import Output, Readable, read_scores, readings_of, row_outputs, show_advanced
 
 
 class TextModel(Protocol):
@@ -60,6 +61,7 @@ class TextRunner:
         chunk_bytes: int,
         announce: Announce | None = None,
         is_lockstep: bool = False,
+        recorder: Recorder = UNRECORDED,
     ) -> None:
         self._model = model
         self._traits = traits
@@ -68,6 +70,7 @@ class TextRunner:
         self._chunk_bytes = chunk_bytes
         self._announce = announce
         self._is_lockstep = is_lockstep
+        self._recorder = recorder
 
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
         """Run a plan. A request whose rows raise, or whose logits are not finite, fails alone."""
@@ -105,6 +108,33 @@ class TextRunner:
         the device has of them.
         """
         started = time.perf_counter()
+        region = self._recorder.region
+        with region("layout"):
+            batch, outputs = self._laid_out(plan, live, behind)
+        with region("forward"):
+            hidden = self._model.hidden(batch)
+        windows = [output.window for output in outputs if output.window is not None]
+        decided: list[Decided] = []
+        packed: PackedStatistics | None = None
+        readings = readings_of(outputs)
+        if readings:
+            with region("statistics"):
+                packed = compute_statistics(
+                    hidden,
+                    self._model.head,
+                    readings,
+                    vocab_size=self._traits.vocab_size,
+                    chunk_bytes=self._chunk_bytes,
+                    embed=self._model.soft_embedding if self._traits.has_self_conditioning else None,
+                )
+            with region("decide"):
+                decided = decide(windows, packed) if windows else []
+        return Begun(plan, outputs, decided, packed, hidden.isfinite().all(-1), started)
+
+    def _laid_out(
+        self, plan: StepPlan, live: Mapping[str, Request], behind: Begun | None
+    ) -> tuple[Batch, list[Output]]:
+        """Return the tensors of a plan's forward and what is read of each row; other ranks hear of both."""
         # A text lane only ever holds text work and scoring.
         works = {row.request_id: cast(Readable, live[row.request_id].work) for row in plan.rows}
         fed = []
@@ -124,25 +154,14 @@ class TextRunner:
         show_advanced(batch.token_ids, outputs)
         if self._announce is not None:
             self._announce(fed, output_tokens)
-        hidden = self._model.hidden(batch)
-        windows = [output.window for output in outputs if output.window is not None]
-        decided: list[Decided] = []
-        packed: PackedStatistics | None = None
-        readings = readings_of(outputs)
-        if readings:
-            packed = compute_statistics(
-                hidden,
-                self._model.head,
-                readings,
-                vocab_size=self._traits.vocab_size,
-                chunk_bytes=self._chunk_bytes,
-                embed=self._model.soft_embedding if self._traits.has_self_conditioning else None,
-            )
-            decided = decide(windows, packed) if windows else []
-        return Begun(plan, outputs, decided, packed, hidden.isfinite().all(-1), started)
+        return batch, outputs
 
     def finish(self, begun: Begun) -> StepResult:
         """Read what came of a launch; the canvases are as they were before it."""
+        with self._recorder.region("read"):
+            return self._finish(begun)
+
+    def _finish(self, begun: Begun) -> StepResult:
         device_seconds = begun.wait()
         failures = begun.failures()
         decisions: dict[str, Decision] = {}

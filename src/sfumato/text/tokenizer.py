@@ -7,19 +7,44 @@ from pathlib import Path
 from typing import Any
 
 from sfumato.errors import CheckpointError, RequestError
+from sfumato.text.plain_tokenizer import PlainTokenizer
 
 # What a decoder prints for bytes that do not yet form a character.
 _INCOMPLETE = "\ufffd"
 
 
-class Tokenizer:
-    """A checkpoint's tokenizer and chat template, through transformers; no code of the checkpoint runs."""
+class ThroughTransformers:
+    """A tokenizer as transformers understands its folder; no code of the checkpoint runs."""
 
     def __init__(self, path: Path) -> None:
         from transformers import PreTrainedTokenizerFast
 
+        self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
+        self.chat_template = self._tokenizer.chat_template
+
+    def __len__(self) -> int:
+        return len(self._tokenizer)
+
+    def encode(self, text: str, *, add_special_tokens: bool) -> list[int]:
+        """Return the token ids of a text."""
+        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+
+    def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
+        """Return the text of token ids."""
+        return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def render(self, messages: list[dict[str, Any]]) -> str:
+        """Return a conversation as text, ready for the assistant's answer."""
+        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return str(text)
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer and chat template: its file alone where that says all, else transformers."""
+
+    def __init__(self, path: Path) -> None:
         try:
-            self._tokenizer: Any = PreTrainedTokenizerFast.from_pretrained(str(path), local_files_only=True)
+            self._tokenizer = PlainTokenizer.read(path) or ThroughTransformers(path)
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(f"{path}: the tokenizer cannot be read: {error}") from error
 
@@ -35,11 +60,11 @@ class Tokenizer:
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""
-        return list(self._tokenizer.encode(text, add_special_tokens=add_special_tokens))
+        return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
 
     def decode(self, token_ids: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """Return the text of token ids."""
-        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens))
+        return self._tokenizer.decode(list(token_ids), skip_special_tokens=skip_special_tokens)
 
     def piece(self, token_id: int) -> str:
         """Return the text of one token, special tokens included."""
@@ -55,9 +80,7 @@ class Tokenizer:
         from jinja2.exceptions import TemplateError
 
         try:
-            text = self._tokenizer.apply_chat_template(
-                list(messages), tokenize=False, add_generation_prompt=True
-            )
+            text = self._tokenizer.render(list(messages))
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise RequestError(
                 f"the chat template refuses the messages: {error}", field="messages"

@@ -147,7 +147,7 @@ def evaluate(
 
     Every answer is kept as it comes: after Ctrl-C the same command goes on from there.
     """
-    from sfumato.evaluation.plot import can_plot, require_plot
+    from sfumato.evaluation.drawing import can_plot, require_plot
     from sfumato.evaluation.prompts import make_prompter
     from sfumato.evaluation.run import Evaluation
     from sfumato.evaluation.sweep import parse_sweep, plan_curves
@@ -207,7 +207,8 @@ def _backend(
     for option, value in (("--dtype", dtype), ("--device", device), ("--threads", threads)):
         if value is not None:
             raise ConfigError(f"{option} {value} and --url exclude each other; the server has its own")
-    from sfumato.evaluation.served import Address, Served
+    from sfumato.evaluation.address import Address
+    from sfumato.evaluation.served import Served
 
     return Served(Address(url, api_key or os.environ.get(_KEY_VARIABLE) or None), model)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import typer
 
+from sfumato.serve.commands.bench import MANY, bench
 from sfumato.serve.commands.chat import chat
 from sfumato.serve.commands.evaluate import evaluate
 from sfumato.serve.commands.generate import generate
@@ -11,6 +12,7 @@ from sfumato.serve.commands.generate_image import generate_image
 from sfumato.serve.commands.models import models
 from sfumato.serve.commands.quantize import quantize
 from sfumato.serve.commands.serve import serve
+from sfumato.serve.commands.spreading import spreading
 
 
 def build_program() -> typer.Typer:
@@ -30,5 +32,6 @@ def build_program() -> typer.Typer:
     program.command("chat")(chat)
     program.command("models")(models)
     program.command("eval")(evaluate)
+    program.command("bench", cls=spreading(*MANY))(bench)
     program.command("quantize")(quantize)
     return program

@@ -12,26 +12,27 @@ import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn
 
 from sfumato.config import EngineConfig
+from sfumato.engine.profile_config import DEFAULT_START, DEFAULT_STEPS, ProfileConfig
 from sfumato.engine.torchrun import is_torchrun, placed
 from sfumato.engine.wire import EngineInfo, Loading
 from sfumato.errors import ConfigError
 from sfumato.serve.commands import options, peer_options
-from sfumato.serve.commands.banner import print_banner
 from sfumato.serve.launch import Planned, share_out
-from sfumato.serve.prefill import run_prefill
-from sfumato.serve.registry import Registry
-from sfumato.serve.server import run_server
 from sfumato.serve.settings import ServerSettings
 from sfumato.serve.settings_file import ModelSettings, parse_bytes, parse_parameters, read_settings
 
+if TYPE_CHECKING:
+    from sfumato.serve.registry import Registry
+
 _ENGINE = "Engine"
+_PROFILE = "Profile"
 _LOG_LEVELS = ("critical", "error", "warning", "info", "debug")
 # Ended by a signal before anything was served.
 _INTERRUPTED = 130
@@ -183,6 +184,20 @@ def serve(
     max_step_rows: options.MaxStepRows = None,
     max_latent_bytes: options.MaxLatentBytes = None,
     deterministic_rows: options.DeterministicRows = None,
+    profile: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FOLDER",
+            help="Write a torch profiler trace of some steps there; opens /start_profile and /stop_profile.",
+            rich_help_panel=_PROFILE,
+        ),
+    ] = None,
+    profile_steps: Annotated[
+        int, typer.Option(help="How many steps of each engine are recorded.", rich_help_panel=_PROFILE)
+    ] = DEFAULT_STEPS,
+    profile_start: Annotated[
+        int, typer.Option(help="Behind how many others.", rich_help_panel=_PROFILE)
+    ] = DEFAULT_START,
     disaggregate: peer_options.Disaggregate = None,
     role: peer_options.Role = "both",
     listen: peer_options.Listen = None,
@@ -236,9 +251,14 @@ def serve(
         prefill_seconds=prefill_timeout,
     )
     chosen = _plan(models or [], served_model_name or [], general, config)
+    recorded = (
+        None
+        if profile is None
+        else ProfileConfig(folder=str(profile.absolute()), num_steps=profile_steps, skip=profile_start)
+    )
     pools = peer_options.pool_sizes(disaggregate, peering, len(chosen))
     planned = share_out(
-        [each.with_peers(peering, pools) for each in chosen],
+        [each.with_peers(peering, pools).with_profile(recorded) for each in chosen],
         kv_memory=None if kv_memory is None else parse_bytes(kv_memory, "--kv-memory"),
         num_threads=threads,
     )
@@ -253,6 +273,7 @@ def serve(
         health_timeout=health_timeout,
         drain_timeout=drain_timeout,
         log_level=log_level,
+        has_profile=recorded is not None,
     )
     return _run(planned, settings)
 
@@ -307,6 +328,9 @@ def _plan(
 
 def _run(planned: Sequence[Planned], settings: ServerSettings) -> int:
     """Serve, with a progress bar while models load and a banner when the door is open."""
+    from sfumato.serve.prefill import run_prefill
+    from sfumato.serve.server import run_server
+
     errors = Console(stderr=True)
     # A prompt beyond the context is refused with a message of our own; the tokenizer warns trainers.
     logging.getLogger("transformers.tokenization_utils_base").setLevel(logging.ERROR)
@@ -330,6 +354,8 @@ def _run(planned: Sequence[Planned], settings: ServerSettings) -> int:
             progress.update(bars[label], completed=loading.num_bytes, total=total)
 
         def on_ready(registry: Registry, port: int) -> None:
+            from sfumato.serve.commands.banner import print_banner
+
             progress.stop()
             print_banner(Console(), registry, settings, port)
 
