@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from sfumato.core.messages import CanvasView, FinishReason, Submit, Usage
+from sfumato.core.spec import Grammar
 from sfumato.engine.client import Outputs
 from sfumato.engine.frontend import Assembler, Delta, SamplingParams, make_spec
 from sfumato.errors import RequestError
@@ -15,6 +17,15 @@ from sfumato.serve.errors import ApiError, failed, timed_out, unavailable
 from sfumato.serve.logprobs import TokenEntry, TokenLog
 from sfumato.serve.metrics import Metrics
 from sfumato.serve.registry import ServedModel
+
+
+def _check_grammar(grammar: Grammar) -> None:
+    """Raise RequestError for a grammar that cannot be compiled, before an engine sees it."""
+    # Imported here: most requests have none.
+    from sfumato.text.grammars import compiled
+
+    compiled(grammar)
+
 
 _FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
@@ -88,6 +99,8 @@ class Generation:
         params, model = call.params, call.model
         submissions, choices = [], {}
         try:
+            if params.grammar is not None:
+                await asyncio.to_thread(_check_grammar, params.grammar)
             for index in range(len(prompts) * params.n):
                 request_id = f"{call.id}-{index}"
                 spec = make_spec(prompts[index // params.n], params, model.traits, choice=index % params.n)

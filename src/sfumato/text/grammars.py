@@ -28,7 +28,7 @@ FIELDS = {
 _MAX_BYTES = 1 << 20
 # Between the tokens of JSON a space, or a new line with its indent: endless blanks would be valid, and some
 # models like them. A schema's own `x-guidance` goes before.
-_JSON = {"whitespace_pattern": "( |\n {0,32})?"}
+_JSON: Any = {"whitespace_pattern": "( |\n {0,32})?"}
 
 
 @lru_cache(maxsize=256)
@@ -39,10 +39,10 @@ def compiled(grammar: Grammar) -> str:
     try:
         made = _made(grammar)
     except ValueError as error:
-        raise _refused(grammar, _first_line(str(error))) from error
+        raise _refused(grammar, _reason(str(error))) from error
     is_wrong, messages = LLMatcher.validate_grammar_with_warnings(made, None)
     if is_wrong:
-        reason = _first_line(messages[0] if messages else "it cannot be compiled")
+        reason = _reason(messages[0] if messages else "it cannot be compiled")
         unknown = re.match(r"Unimplemented keys: (\[.*\])", reason)
         if unknown:
             names = ", ".join(map(repr, json.loads(unknown[1])))
@@ -84,8 +84,11 @@ def _refused(grammar: Grammar, reason: str) -> RequestError:
     )
 
 
-def _first_line(text: str) -> str:
-    return text.strip().splitlines()[0] if text.strip() else "it cannot be compiled"
+def _reason(text: str) -> str:
+    """Return the first line of a compiler's message, and what it calls the error where that stands below."""
+    lines = text.strip().splitlines() or ["it cannot be compiled"]
+    errors = [line.removeprefix("error:").strip() for line in lines[1:] if line.startswith("error:")]
+    return " ".join([re.sub(r"^at \d+\(\d+\): ", "", lines[0]), *errors[:1]])
 
 
 class Grammars:
@@ -112,7 +115,7 @@ class Grammars:
         if grammar not in self._made:
             matcher = LLMatcher(self._tokenizer.result(), compiled(grammar), log_level=0)
             if matcher.is_error():
-                raise _refused(grammar, _first_line(matcher.get_error()))
+                raise _refused(grammar, _reason(matcher.get_error()))
             if len(self._made) >= 64:
                 del self._made[next(iter(self._made))]
             self._made[grammar] = matcher
