@@ -32,7 +32,6 @@ REFUSED_CHAT: dict[str, Any] = {
     "prompt_cache_options": {"mode": "explicit"},
     "prompt_cache_retention": "24h",
     "reasoning_effort": "low",
-    "response_format": {"type": "json_object"},
     "service_tier": "flex",
     "store": True,
     "tool_choice": "required",
@@ -112,7 +111,14 @@ def test_every_documented_field_works_or_is_refused() -> None:
         "seed",
         "stop",
     }
-    working |= {"max_completion_tokens", "stream", "stream_options", "temperature", "top_p"}
+    working |= {
+        "response_format",
+        "max_completion_tokens",
+        "stream",
+        "stream_options",
+        "temperature",
+        "top_p",
+    }
     labels = {"user", "metadata", "prompt_cache_key", "safety_identifier"}
     assert documented(chat_types) == working | labels | set(REFUSED_CHAT)
     working |= {"prompt", "echo"}

@@ -29,6 +29,16 @@ class Decoding(msgspec.Struct, frozen=True, kw_only=True):
     parameters: dict[str, ParameterValue] = {}
 
 
+class Grammar(msgspec.Struct, frozen=True, kw_only=True):
+    """What an answer must obey. kind: json_object, json_schema, regex, choice or lark; source: as text.
+
+    The source of a schema and of choices is JSON.
+    """
+
+    kind: str
+    source: str = ""
+
+
 class TextSpec(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     """One text request, validated against a model's traits.
 
@@ -37,7 +47,7 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     infill: for each position after the prompt the token that is pinned there, or None where it is open.
     stop_token_ids: tokens that end the output, the model's end tokens among them unless they are ignored.
     logprobs: how many alternatives to report per decided token; None reports nothing.
-    choice: index among the choices that share one seed.
+    choice: index among the choices that share one seed. grammar: what the answer obeys.
     """
 
     prompt_ids: tuple[int, ...]
@@ -50,6 +60,7 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     logprobs: int | None = None
     include_canvas: bool = False
     choice: int = 0
+    grammar: Grammar | None = None
 
 
 class ScoreSpec(msgspec.Struct, frozen=True, kw_only=True, tag="score"):

@@ -42,6 +42,7 @@ from sfumato.models.weights import (
 from sfumato.parallel.tensor import Leader
 from sfumato.text.decoding.registry import make_algorithm
 from sfumato.text.door import TextDoor
+from sfumato.text.grammars import Grammars
 from sfumato.text.runner import Announce, TextModel, TextRunner
 
 # KV memory that an engine takes by itself: this share of a CPU's memory, of a GPU's free memory.
@@ -192,8 +193,17 @@ def build_loop(
         announce=None if leader is None else Announcer(leader, store, page_size),
         shared=loaded.shared,
         peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
+        grammars=_grammars(loaded),
         recorder=recorder,
     )
+
+
+def _grammars(loaded: Loaded) -> Grammars | None:
+    """Return what makes grammars of a model with a tokenizer."""
+    if not loaded.folder.has_tokenizer:
+        return None
+    traits = loaded.traits
+    return Grammars(loaded.folder.path, vocab_size=traits.vocab_size, end_ids=traits.eos_token_ids)
 
 
 def assemble(
@@ -212,6 +222,7 @@ def assemble(
     announce: Announce | None = None,
     shared: SharedWeights | None = None,
     peering: Peering | None = None,
+    grammars: Grammars | None = None,
     recorder: Recorder = UNRECORDED,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
@@ -237,6 +248,7 @@ def assemble(
         num_pages=num_pages,
         max_logits_bytes=limits.max_logits_bytes,
         max_score_tokens=limits.max_prefill_tokens,
+        grammars=grammars,
     )
     handover: Handover = NoPeers()
     make_work: WorkFactory = door

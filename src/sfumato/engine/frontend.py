@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from sfumato.core.messages import CanvasView, FinishReason, Output, TokenLogprob, Usage
-from sfumato.core.spec import Decoding, ParameterValue, Sampling, ScoreSpec, TextSpec
+from sfumato.core.spec import Decoding, Grammar, ParameterValue, Sampling, ScoreSpec, TextSpec
 from sfumato.core.traits import BlockOrigin, ModelTraits
 from sfumato.errors import RequestError
 from sfumato.text.tokenizer import StopStrings, TextStream, Tokenizer
@@ -26,7 +26,8 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     max_tokens: output tokens. temperature: 0 takes the best token. seed: drawn and reported where None.
     n: choices. stop: strings that end the text; stop_token_ids: tokens. logprobs: alternatives per token.
     algorithm, algorithm_parameters: the decoding algorithm by name. block_length: tokens denoised together.
-    infill: tokens pinned behind the prompt, None where open. priority: higher goes first. timeout: seconds.
+    infill: tokens pinned behind the prompt, None where open. grammar: what the answer obeys.
+    priority: higher goes first. timeout: seconds.
     """
 
     max_tokens: int | None = None
@@ -44,6 +45,7 @@ class SamplingParams(msgspec.Struct, frozen=True, kw_only=True):
     algorithm_parameters: dict[str, ParameterValue] = {}
     block_length: int | None = None
     infill: tuple[int | None, ...] | None = None
+    grammar: Grammar | None = None
     include_canvas: bool = False
     priority: int = 0
     timeout: float | None = None
@@ -108,6 +110,7 @@ def make_spec(
         ),
         stop_token_ids=tuple(dict.fromkeys(stops)),
         infill=params.infill,
+        grammar=params.grammar,
         logprobs=params.logprobs,
         include_canvas=params.include_canvas,
         choice=choice,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 import msgspec
 
 from sfumato.core.messages import CanvasView, FinishReason, Output, Submit, Usage
+from sfumato.core.spec import Grammar
 from sfumato.engine.frontend import Assembler, Delta, SamplingParams, make_spec
 from sfumato.engine.outputs import Outputs
 from sfumato.errors import RequestError
@@ -17,6 +19,15 @@ from sfumato.serve.errors import ApiError, failed, timed_out, unavailable
 from sfumato.serve.logprobs import TokenEntry, TokenLog
 from sfumato.serve.metrics import Metrics
 from sfumato.serve.registry import ServedModel
+
+
+def _check_grammar(grammar: Grammar) -> None:
+    """Raise RequestError for a grammar that cannot be compiled, before an engine sees it."""
+    # Imported here: most requests have none.
+    from sfumato.text.grammars import compiled
+
+    compiled(grammar)
+
 
 _FINISH_REASONS = {FinishReason.STOP: "stop", FinishReason.LENGTH: "length"}
 
@@ -134,6 +145,8 @@ class Generation:
         params, model = call.params, call.model
         submissions, choices = [], {}
         try:
+            if params.grammar is not None:
+                await asyncio.to_thread(_check_grammar, params.grammar)
             for index in range(len(prompts) * params.n):
                 request_id = f"{call.id}-{index}"
                 infill = infills[index // params.n] if infills else None

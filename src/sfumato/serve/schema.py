@@ -23,6 +23,7 @@ from sfumato.serve.fields import (
     neutral,
     whole,
 )
+from sfumato.serve.grammar_fields import Choices, ResponseFormat, grammar_of
 
 MAX_ALTERNATIVES = 20
 # Choices of one call, prompts times n; a larger job is several calls.
@@ -64,6 +65,10 @@ class TextRequest(BaseModel):
     algorithm: str | None = None
     algorithm_parameters: Parameters = None
     block_length: Count | None = None
+    response_format: ResponseFormat | None = None
+    regex: str | None = None
+    choice: Choices | None = None
+    grammar: str | None = None
     top_k: TopK | None = None
     ignore_eos: bool | None = None
     stop_token_ids: TokenIds = None
@@ -103,6 +108,7 @@ class TextRequest(BaseModel):
             algorithm=self.algorithm,
             algorithm_parameters=self.algorithm_parameters or {},
             block_length=self.block_length,
+            grammar=grammar_of(self.response_format, self.regex, self.choice, self.grammar),
             include_canvas=self.wants_canvas,
             priority=self.priority or 0,
             timeout=self.timeout,
@@ -162,7 +168,6 @@ class ChatRequest(TextRequest):
     prompt_cache_options: Annotated[Any, neutral()] = None
     prompt_cache_retention: Annotated[Any, neutral("in_memory")] = None
     reasoning_effort: Annotated[Any, neutral("none")] = None
-    response_format: Annotated[Any, neutral({"type": "text"})] = None
     service_tier: Annotated[Any, neutral("auto", "default")] = None
     store: Annotated[Any, neutral(False)] = None
     tool_choice: Annotated[Any, neutral("none", "auto")] = None

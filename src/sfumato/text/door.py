@@ -11,11 +11,13 @@ from numpy.typing import NDArray
 from sfumato.core.spec import ImageSpec, ScoreSpec, Spec, TextSpec
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import NotSupported, RequestError
-from sfumato.text.canvas import canvas_length, make_canvas
+from sfumato.text.canvas import Canvas, canvas_length, make_canvas
 from sfumato.text.checks import check_range, check_tokens
+from sfumato.text.constraint import Constraint
 from sfumato.text.decoding.protocol import Algorithm
 from sfumato.text.decoding.registry import make_algorithm
 from sfumato.text.ends import EndRule, PrefixEnd
+from sfumato.text.grammars import FIELDS, Grammars
 from sfumato.text.random_source import CounterSource, RandomSource
 from sfumato.text.scoring import MonteCarloWork, SequentialWork, check_score, draw_masks
 from sfumato.text.work import TextWork
@@ -43,8 +45,8 @@ class ScoreReplay:
 class TextDoor:
     """Checks specs and builds the work of requests.
 
-    num_pages: pages of the pool. max_score_tokens: of one step's scoring rows. replays: prepared by an
-    in-process caller, by request id.
+    num_pages: pages of the pool. max_score_tokens: of one step's scoring rows. grammars: None for a model
+    without a tokenizer. replays: prepared by an in-process caller, by request id.
     """
 
     traits: ModelTraits
@@ -52,6 +54,7 @@ class TextDoor:
     num_pages: int
     max_logits_bytes: int
     max_score_tokens: int
+    grammars: Grammars | None = None
     replays: dict[str, Replay | ScoreReplay] = field(default_factory=dict)
 
     def __call__(self, request_id: str, spec: Spec) -> TextWork | MonteCarloWork | SequentialWork:
@@ -116,7 +119,31 @@ class TextDoor:
             excluded_ids=(self.traits.mask_token_id,)
             if replay is None and self.traits.has_mask_token
             else (),
+            constraint=self._constraint(spec, algorithm, canvas),
         )
+
+    def _constraint(self, spec: TextSpec, algorithm: Algorithm, canvas: Canvas) -> Constraint | None:
+        """Return a request's grammar where it has one. Raises RequestError."""
+        grammar = spec.grammar
+        if grammar is None:
+            return None
+        field = FIELDS[grammar.kind]
+        if self.grammars is None:
+            raise NotSupported(f"{field}: this model has no tokenizer", field=field)
+        if not algorithm.obeys_grammars:
+            raise NotSupported(f"{field} does not go with algorithm {spec.decoding.algorithm!r}", field=field)
+        if not set(self.traits.eos_token_ids) <= set(spec.stop_token_ids):
+            raise RequestError(
+                f"{field} does not go with ignore_eos: the grammar says where to end", field=field
+            )
+        made = Constraint(
+            self.grammars.matcher(grammar),
+            vocab_size=self.traits.vocab_size,
+            end_ids=self.traits.eos_token_ids,
+            field=field,
+        )
+        made.follow(canvas)
+        return made
 
     def _check_spec(self, spec: TextSpec) -> Algorithm:
         """Return the request's algorithm. Raises RequestError."""

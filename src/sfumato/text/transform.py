@@ -22,6 +22,14 @@ from sfumato.text.sampling import scale_and_filter
 Head = Callable[[Tensor], Tensor]
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Frontier:
+    """A canvas position and the tokens bool[V] that may stand there."""
+
+    position: int
+    allowed: NDArray[np.bool_]
+
+
 @dataclass(frozen=True, slots=True)
 class Reading:
     """The positions of one row that are read, and how.
@@ -31,6 +39,7 @@ class Reading:
     penalised. excluded_ids: never chosen. num_alternatives: for log probabilities. asked_ids: i64[m, K],
     tokens whose log probabilities are wanted, -1 for none. own_ids: i64[m], the token that each position
     shows, where own_penalty is taken off its logit. even_share: of the probabilities that is spread evenly.
+    frontier: a position at which a grammar allows some tokens alone.
     """
 
     positions: NDArray[np.int64]
@@ -49,6 +58,7 @@ class Reading:
     own_ids: NDArray[np.int64] | None = None
     own_penalty: float = 0.0
     even_share: float = 0.0
+    frontier: Frontier | None = None
 
     @property
     def width(self) -> int:
@@ -130,7 +140,19 @@ def transformed_logits(hidden: Tensor, head: Head, pieces: list[Piece]) -> Tenso
         if share:
             logits[span] = torch.log(logits[span].softmax(-1) * (1 - share) + share / logits.shape[-1])
     _exclude(logits, pieces)
+    _obey(logits, pieces)
     return logits
+
+
+def _obey(logits: Tensor, pieces: list[Piece]) -> None:
+    """Leave at each grammar's frontier the tokens that it allows. In place."""
+    start = 0
+    for piece in pieces:
+        frontier = piece.reading.frontier
+        if frontier is not None:
+            for row in np.flatnonzero(piece.positions == frontier.position):
+                logits[start + int(row)].masked_fill_(~placed(frontier.allowed, logits.device), -torch.inf)
+        start += piece.size
 
 
 def _penalise(logits: Tensor, previous_ids: NDArray[np.int64], penalty: float) -> None:

@@ -20,7 +20,7 @@ from sfumato.text.decoding.protocol import Transform
 from sfumato.text.random_source import CounterSource
 from sfumato.text.scoring import ScoringWork
 from sfumato.text.statistics import PackedStatistics
-from sfumato.text.transform import Reading
+from sfumato.text.transform import Frontier, Reading
 from sfumato.text.walk import Round
 from sfumato.text.work import TextWork
 
@@ -163,7 +163,17 @@ def _step_reading(window: Window, rows: NDArray[np.int64], guided_rows: NDArray[
         own_ids=work.canvas.token_ids[window.positions] if step.own_penalty else None,
         own_penalty=step.own_penalty,
         even_share=step.even_share,
+        frontier=_frontier(window),
     )
+
+
+def _frontier(window: Window) -> Frontier | None:
+    """Return what a grammar allows where its automaton stands."""
+    constraint = window.work.constraint
+    if constraint is None:
+        return None
+    position = constraint.follow(window.work.canvas)
+    return Frontier(position, constraint.allowed())
 
 
 def _score_reading(output: Output, rows: NDArray[np.int64], guided_rows: NDArray[np.int64] | None) -> Reading:

@@ -20,6 +20,7 @@ from sfumato.core.traits import ModelTraits
 from sfumato.errors import RequestError
 from sfumato.text.batching import FedRow
 from sfumato.text.canvas import Canvas
+from sfumato.text.constraint import Constraint
 from sfumato.text.context import Context, ExactContext, StaleContext
 from sfumato.text.decoding.protocol import Algorithm, Transform
 from sfumato.text.ends import Ending, EndRule, Step
@@ -43,6 +44,7 @@ class TextWork:
         end_rule: EndRule,
         page_size: int,
         excluded_ids: tuple[int, ...],
+        constraint: Constraint | None = None,
     ) -> None:
         self.spec = spec
         self.traits = traits
@@ -51,6 +53,7 @@ class TextWork:
         self.walk = walk
         self.end_rule = end_rule
         self.excluded_ids = excluded_ids
+        self.constraint = constraint
         self.transform: Transform = algorithm.transform(traits.eos_token_ids, traits.eot_token_id)
         self.context: Context = (
             ExactContext(canvas, traits.context_granularity) if traits.has_exact_cache else StaleContext()
@@ -117,6 +120,7 @@ class TextWork:
         """
         algorithm, transform, canvas = self.algorithm, self.transform, self.canvas
         depends = transform.guidance_scale or transform.repeat_penalty or self.end_rule.edits_open
+        depends = depends or self.constraint is not None
         if self.round is None or not algorithm.runs_ahead or depends:
             return None
         scheduled = algorithm.scheduled_steps
@@ -259,6 +263,8 @@ class TextWork:
 
     def _decide(self, decision: Decision) -> Progress:
         canvas = self.canvas
+        if self.constraint is not None:
+            decision = self.constraint.restrict(canvas, decision)
         self._denoise_steps += 1
         chosen = self._write(decision)
         if self.spec.logprobs is not None:

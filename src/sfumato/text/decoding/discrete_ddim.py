@@ -45,6 +45,7 @@ class DiscreteDDIM(Algorithm):
 
     is_monotone: ClassVar[bool] = False
     renoises: ClassVar[bool] = True
+    obeys_grammars: ClassVar[bool] = False
 
     @property
     def needs_uniform(self) -> bool:

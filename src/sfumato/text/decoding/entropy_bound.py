@@ -64,6 +64,7 @@ class EntropyBound(Algorithm):
 
     is_monotone: ClassVar[bool] = False
     renoises: ClassVar[bool] = True
+    obeys_grammars: ClassVar[bool] = False
 
     @property
     def needs_vocabulary(self) -> bool:

@@ -57,6 +57,7 @@ class JointThresholdInDel(Algorithm):
 
     is_monotone: ClassVar[bool] = False
     reads_decided: ClassVar[bool] = True
+    obeys_grammars: ClassVar[bool] = False
 
     @property
     def wanted(self) -> Wanted:

@@ -134,7 +134,7 @@ class Algorithm(ABC):
     spans_canvas: all of a canvas is one block, whatever block length was asked for.
     renoises: undecided positions show random tokens, for models without a mask token.
     runs_ahead: its next step can begin before the host knows what this one decides: its state is None or a
-    tensor.
+    tensor. obeys_grammars: of its decisions, some may be left out.
     """
 
     __slots__ = ()
@@ -144,6 +144,7 @@ class Algorithm(ABC):
     spans_canvas: ClassVar[bool] = False
     renoises: ClassVar[bool] = False
     runs_ahead: ClassVar[bool] = False
+    obeys_grammars: ClassVar[bool] = True
 
     @property
     def needs_uniform(self) -> bool:

@@ -1,0 +1,122 @@
+"""Grammars that an answer must obey: what a request says becomes an automaton over tokens, by llguidance.
+
+No tensor; the server checks grammars in its own process before an engine sees them.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from llguidance import LLMatcher, LLTokenizer
+
+from sfumato.core.spec import Grammar
+from sfumato.errors import NotSupported, RequestError
+
+# The field of a request in which each kind is said.
+FIELDS = {
+    "json_object": "response_format",
+    "json_schema": "response_format",
+    "regex": "regex",
+    "choice": "choice",
+    "lark": "grammar",
+}
+_MAX_BYTES = 1 << 20
+# Between the tokens of JSON a space, or a new line with its indent: endless blanks would be valid, and some
+# models like them. A schema's own `x-guidance` goes before.
+_JSON: Any = {"whitespace_pattern": "( |\n {0,32})?"}
+
+
+@lru_cache(maxsize=256)
+def compiled(grammar: Grammar) -> str:
+    """Return a grammar in llguidance's form. Raises RequestError naming the field and what is wrong."""
+    if len(grammar.source.encode()) > _MAX_BYTES:
+        raise _refused(grammar, f"it has more than {_MAX_BYTES} bytes")
+    try:
+        made = _made(grammar)
+    except ValueError as error:
+        raise _refused(grammar, _reason(str(error))) from error
+    is_wrong, messages = LLMatcher.validate_grammar_with_warnings(made, None)
+    if is_wrong:
+        reason = _reason(messages[0] if messages else "it cannot be compiled")
+        unknown = re.match(r"Unimplemented keys: (\[.*\])", reason)
+        if unknown:
+            names = ", ".join(map(repr, json.loads(unknown[1])))
+            raise NotSupported(
+                f"{FIELDS[grammar.kind]}: the schema keyword {names} is not supported",
+                field=FIELDS[grammar.kind],
+                value=names,
+            )
+        raise _refused(grammar, reason)
+    return made
+
+
+def _made(grammar: Grammar) -> str:
+    match grammar.kind:
+        case "json_object":
+            made = LLMatcher.grammar_from_json_schema('{"type": "object"}', defaults=_JSON)
+        case "json_schema":
+            made = LLMatcher.grammar_from_json_schema(grammar.source, defaults=_JSON)
+        case "regex":
+            made = LLMatcher.grammar_from_regex(grammar.source)
+        case "choice":
+            made = LLMatcher.grammar_from_lark(
+                "start: " + " | ".join(map(_literal, json.loads(grammar.source)))
+            )
+        case "lark":
+            made = LLMatcher.grammar_from_lark(grammar.source)
+        case _:
+            raise RequestError(f"a grammar of kind {grammar.kind!r} does not exist", field="grammar")
+    return str(made)
+
+
+def _literal(text: str) -> str:
+    return json.dumps(text, ensure_ascii=False)
+
+
+def _refused(grammar: Grammar, reason: str) -> RequestError:
+    return RequestError(
+        f"{FIELDS[grammar.kind]}: {reason}", field=FIELDS[grammar.kind], value=grammar.source[:200]
+    )
+
+
+def _reason(text: str) -> str:
+    """Return the first line of a compiler's message, and what it calls the error where that stands below."""
+    lines = text.strip().splitlines() or ["it cannot be compiled"]
+    errors = [line.removeprefix("error:").strip() for line in lines[1:] if line.startswith("error:")]
+    return " ".join([re.sub(r"^at \d+\(\d+\): ", "", lines[0]), *errors[:1]])
+
+
+class Grammars:
+    """A model's tokenizer as automata see it, read in the background, and the automata that were made."""
+
+    def __init__(self, path: Path, *, vocab_size: int, end_ids: tuple[int, ...]) -> None:
+        self.vocab_size = vocab_size
+        self.end_ids = end_ids
+        self._reader = ThreadPoolExecutor(1, "grammars")
+        self._tokenizer: Future[LLTokenizer] = self._reader.submit(self._read, path)
+        self._reader.shutdown(wait=False)
+        self._made: dict[Grammar, Any] = {}
+
+    def _read(self, path: Path) -> LLTokenizer:
+        text = (path / "tokenizer.json").read_text(encoding="utf-8")
+        return LLTokenizer(text, n_vocab=self.vocab_size, eos_token=list(self.end_ids))
+
+    def matcher(self, grammar: Grammar) -> Any:
+        """Return a fresh automaton. Raises RequestError."""
+        if not self.end_ids:
+            raise NotSupported(
+                f"{FIELDS[grammar.kind]}: this model has no end token", field=FIELDS[grammar.kind]
+            )
+        if grammar not in self._made:
+            matcher = LLMatcher(self._tokenizer.result(), compiled(grammar), log_level=0)
+            if matcher.is_error():
+                raise _refused(grammar, _reason(matcher.get_error()))
+            if len(self._made) >= 64:
+                del self._made[next(iter(self._made))]
+            self._made[grammar] = matcher
+        return self._made[grammar].deep_copy()
