@@ -30,9 +30,9 @@ class Decoding(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Grammar(msgspec.Struct, frozen=True, kw_only=True):
-    """What an answer must obey. kind: json_object, json_schema, regex, choice or lark; source: as text.
+    """What an answer must obey. kind: json_object, json_schema, regex, choice, lark, tools; source: as text.
 
-    The source of a schema and of choices is JSON.
+    The source of a schema and of choices is JSON, that of tools a grammar in Lark's form.
     """
 
     kind: str

@@ -14,6 +14,7 @@ from sfumato.serve.errors import bad_request
 from sfumato.serve.generation import Call, Collected, Generation, Piece, canvas_field
 from sfumato.serve.logprobs import chat_logprobs
 from sfumato.serve.schema import ChatRequest
+from sfumato.serve.tools import CallStream, with_tools
 
 router = APIRouter()
 
@@ -31,7 +32,13 @@ async def create(request: Request, body: ChatRequest) -> Response:
 
 
 async def _start(request: Request, call: Call, body: ChatRequest) -> Generation:
-    prompt = await call.model.encode_chat([message.for_template() for message in body.messages])
+    tokenizer = call.model.need_tokenizer("messages")
+    messages, tools = with_tools(
+        [message.for_template() for message in body.messages],
+        body.callable_functions(),
+        knows_tools=tokenizer.knows_tools,
+    )
+    prompt = await call.model.encode_chat(messages, tools)
     try:
         return await Generation.start(call, request.app.state.metrics, [prompt])
     except RequestError as error:
@@ -52,11 +59,18 @@ def _header(call: Call, body: ChatRequest, kind: str) -> dict[str, Any]:
 
 
 def _choice(call: Call, body: ChatRequest, index: int, choice: Collected) -> dict[str, Any]:
+    message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
+    finish_reason = choice.finish_reason
+    if body.callable_functions():
+        text, calls = CallStream().push(choice.text, is_last=True)
+        if calls:
+            message |= {"content": text or None, "tool_calls": calls}
+            finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
     return {
         "index": index,
-        "message": {"role": "assistant", "content": choice.text, "refusal": None},
+        "message": message,
         "logprobs": chat_logprobs(call.model, choice.entries) if body.logprobs else None,
-        "finish_reason": choice.finish_reason,
+        "finish_reason": finish_reason,
         **({"token_ids": choice.token_ids} if body.return_token_ids else {}),
     }
 
@@ -69,29 +83,45 @@ async def _chunks(call: Call, body: ChatRequest, generation: Generation) -> Asyn
     for index in range(call.params.n):
         opening = {"role": "assistant", "content": "", "refusal": None}
         yield {**header, "choices": [_chunk_choice(index, opening, None)]}
+    streams = {index: CallStream() for index in range(call.params.n)} if body.callable_functions() else {}
     async for piece in generation.pieces():
-        for choice in _chunk_choices(call, body, piece):
+        for choice in _chunk_choices(call, body, piece, streams.get(piece.index)):
             yield {**header, "choices": [choice]}
     if body.wants_usage:
         yield {**header, "choices": [], "usage": generation.usage()}
 
 
-def _chunk_choices(call: Call, body: ChatRequest, piece: Piece) -> list[dict[str, Any]]:
-    """Return one choice with what is new, if anything is to be shown, and one with the end."""
+def _chunk_choices(
+    call: Call, body: ChatRequest, piece: Piece, stream: CallStream | None
+) -> list[dict[str, Any]]:
+    """Return one choice with what is new, if anything is to be shown, and one with the end.
+
+    stream: takes calls out of the text, where there may be any.
+    """
     chunks = []
+    text, finish_reason = piece.text, piece.finish_reason
+    delta: dict[str, Any] = {}
+    if stream is not None:
+        text, calls = stream.push(text, is_last=finish_reason is not None)
+        first = len(stream.calls) - len(calls)
+        if calls:
+            delta["tool_calls"] = [{"index": first + at, **made} for at, made in enumerate(calls)]
+        if stream.calls and finish_reason == "stop":
+            finish_reason = "tool_calls"
     extras: dict[str, Any] = {}
     if piece.canvas is not None:
         extras["canvas"] = canvas_field(call.model, piece.canvas)
     if body.return_token_ids and piece.token_ids:
         extras["token_ids"] = piece.token_ids
-    if piece.text or piece.entries or extras:
-        delta = {"content": piece.text} if piece.text else {}
+    if text:
+        delta["content"] = text
+    if delta or piece.entries or extras:
         choice = _chunk_choice(piece.index, delta, None)
         if body.logprobs and piece.entries:
             choice["logprobs"] = chat_logprobs(call.model, piece.entries)
         chunks.append({**choice, **extras})
-    if piece.finish_reason is not None:
-        chunks.append(_chunk_choice(piece.index, {}, piece.finish_reason))
+    if finish_reason is not None:
+        chunks.append(_chunk_choice(piece.index, {}, finish_reason))
     return chunks
 
 

@@ -98,10 +98,12 @@ class ServedModel:
         tokenizer = self.need_tokenizer("prompt")
         return await self._in_thread(lambda: tokenizer.encode(prompt, add_special_tokens=add_special_tokens))
 
-    async def encode_chat(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    async def encode_chat(
+        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
         """Return the prompt of a conversation through the chat template."""
         tokenizer = self.need_tokenizer("messages")
-        return await self._in_thread(lambda: tokenizer.apply_chat_template(messages))
+        return await self._in_thread(lambda: tokenizer.apply_chat_template(messages, tools))
 
     async def decode(self, token_ids: Sequence[int]) -> str:
         """Return the text of token ids, special tokens included."""

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field
+import msgspec
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
 from sfumato.engine.frontend import MAX_CHOICES, SamplingParams
@@ -24,6 +25,7 @@ from sfumato.serve.fields import (
     whole,
 )
 from sfumato.serve.grammar_fields import Choices, ResponseFormat, grammar_of
+from sfumato.serve.tools import Function, NamedTool, Tool, ToolCall, ToolChoice, chosen_tools, tool_grammar
 
 MAX_ALTERNATIVES = 20
 # Choices of one call, prompts times n; a larger job is several calls.
@@ -116,10 +118,8 @@ class TextRequest(BaseModel):
 
 
 def _role(value: object) -> object:
-    if value in ("tool", "function"):
-        raise PydanticCustomError(
-            "unsupported", "{role} is not supported; this server has no tools", {"role": value}
-        )
+    if value == "function":
+        raise PydanticCustomError("unsupported", "{role} is what tool was called before", {"role": value})
     return value
 
 
@@ -128,20 +128,38 @@ class Message(BaseModel):
 
     model_config = STRICT
 
-    role: Annotated[Literal["system", "developer", "user", "assistant"], BeforeValidator(_role)]
+    role: Annotated[Literal["system", "developer", "user", "assistant", "tool"], BeforeValidator(_role)]
     content: Content = ""
     name: str | None = None
     refusal: Annotated[Any, neutral()] = None
     audio: Annotated[Any, neutral()] = None
-    tool_calls: Annotated[Any, neutral([])] = None
+    tool_calls: list[ToolCall] | None = None
     function_call: Annotated[Any, neutral()] = None
-    tool_call_id: Annotated[Any, neutral()] = None
+    tool_call_id: str | None = None
+
+    @model_validator(mode="after")
+    def _check_tools(self) -> Message:
+        if (self.role == "tool") != (self.tool_call_id is not None):
+            raise PydanticCustomError(
+                "tools", "a message of role tool needs a tool_call_id, and no other has one"
+            )
+        if self.tool_calls and self.role != "assistant":
+            raise PydanticCustomError("tools", "tool_calls stand in messages of the role assistant")
+        return self
 
     def for_template(self) -> dict[str, Any]:
         """Return the message as chat templates expect it."""
         role = "system" if self.role == "developer" else self.role
         named = {} if self.name is None else {"name": self.name}
-        return {"role": role, "content": self.content, **named}
+        calls = [call.for_template() for call in self.tool_calls or ()]
+        answered = {} if self.tool_call_id is None else {"tool_call_id": self.tool_call_id}
+        return {
+            "role": role,
+            "content": self.content,
+            **named,
+            **({"tool_calls": calls} if calls else {}),
+            **answered,
+        }
 
 
 Messages = Annotated[list[Message], Field(min_length=1)]
@@ -163,15 +181,15 @@ class ChatRequest(TextRequest):
     functions: Annotated[Any, neutral([])] = None
     modalities: Annotated[Any, neutral(["text"])] = None
     moderation: Annotated[Any, neutral()] = None
-    parallel_tool_calls: Annotated[Any, neutral(True)] = None
+    parallel_tool_calls: bool | None = None
     prediction: Annotated[Any, neutral()] = None
     prompt_cache_options: Annotated[Any, neutral()] = None
     prompt_cache_retention: Annotated[Any, neutral("in_memory")] = None
     reasoning_effort: Annotated[Any, neutral("none")] = None
     service_tier: Annotated[Any, neutral("auto", "default")] = None
     store: Annotated[Any, neutral(False)] = None
-    tool_choice: Annotated[Any, neutral("none", "auto")] = None
-    tools: Annotated[Any, neutral([])] = None
+    tool_choice: ToolChoice | None = None
+    tools: list[Tool] | None = None
     verbosity: Annotated[Any, neutral("medium")] = None
     web_search_options: Annotated[Any, neutral()] = None
 
@@ -184,7 +202,25 @@ class ChatRequest(TextRequest):
         if len(limits) > 1:
             raise bad_request("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        return self.sampling(max_tokens=next(iter(limits), None), logprobs=logprobs, seed=seed)
+        params = self.sampling(max_tokens=next(iter(limits), None), logprobs=logprobs, seed=seed)
+        return self._with_tools(params)
+
+    def callable_functions(self) -> list[Function]:
+        """Return the functions that may be called."""
+        return chosen_tools(self.tools, self.tool_choice)
+
+    def _with_tools(self, params: SamplingParams) -> SamplingParams:
+        functions = self.callable_functions()
+        if not functions:
+            return params
+        if params.grammar is not None:
+            raise bad_request(
+                "tools do not go together with another form of the answer; tool_choice 'none' does", "tools"
+            )
+        must_call = self.tool_choice not in (None, "auto")
+        is_parallel = self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool)
+        grammar = tool_grammar(functions, must_call=must_call, is_parallel=is_parallel)
+        return msgspec.structs.replace(params, grammar=grammar)
 
 
 class CompletionRequest(TextRequest):

@@ -24,6 +24,7 @@ FIELDS = {
     "regex": "regex",
     "choice": "choice",
     "lark": "grammar",
+    "tools": "tools",
 }
 _MAX_BYTES = 1 << 20
 # Between the tokens of JSON a space, or a new line with its indent: endless blanks would be valid, and some
@@ -67,7 +68,7 @@ def _made(grammar: Grammar) -> str:
             made = LLMatcher.grammar_from_lark(
                 "start: " + " | ".join(map(_literal, json.loads(grammar.source)))
             )
-        case "lark":
+        case "lark" | "tools":
             made = LLMatcher.grammar_from_lark(grammar.source)
         case _:
             raise RequestError(f"a grammar of kind {grammar.kind!r} does not exist", field="grammar")

@@ -68,8 +68,11 @@ class PlainTokenizer:
         """Return the text of token ids."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
-        """Return a conversation as text, ready for the assistant's answer. Raises ValueError for none."""
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
+        """Return a conversation as text, ready for the assistant's answer. Raises ValueError for none.
+
+        tools: never any, as such a template has no place for them.
+        """
         if not messages:
             raise ValueError("there is no message")
         if self._template is None:

@@ -33,9 +33,11 @@ class ThroughTransformers:
         """Return the text of token ids."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
 
-    def render(self, messages: list[dict[str, Any]]) -> str:
+    def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """Return a conversation as text, ready for the assistant's answer."""
-        text = self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self._tokenizer.apply_chat_template(
+            messages, tools=tools, tokenize=False, add_generation_prompt=True
+        )
         return str(text)
 
 
@@ -58,6 +60,11 @@ class Tokenizer:
         """Whether messages can be turned into a prompt."""
         return bool(self._tokenizer.chat_template)
 
+    @property
+    def knows_tools(self) -> bool:
+        """Whether the chat template has a place for tools."""
+        return "tools" in str(self._tokenizer.chat_template or "")
+
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""
         return self._tokenizer.encode(text, add_special_tokens=add_special_tokens)
@@ -70,7 +77,9 @@ class Tokenizer:
         """Return the text of one token, special tokens included."""
         return self.decode([token_id], skip_special_tokens=False)
 
-    def apply_chat_template(self, messages: Sequence[dict[str, Any]]) -> list[int]:
+    def apply_chat_template(
+        self, messages: Sequence[dict[str, Any]], tools: list[dict[str, Any]] | None = None
+    ) -> list[int]:
         """Return the prompt of a conversation, ready for the assistant's answer.
 
         Raises RequestError if there is no template or it refuses the messages.
@@ -80,7 +89,7 @@ class Tokenizer:
         from jinja2.exceptions import TemplateError
 
         try:
-            text = self._tokenizer.render(list(messages))
+            text = self._tokenizer.render(list(messages), tools)
         except (TemplateError, ValueError, TypeError, KeyError) as error:
             raise RequestError(
                 f"the chat template refuses the messages: {error}", field="messages"
