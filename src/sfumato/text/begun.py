@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -54,10 +53,9 @@ class Begun:
             for row, window in enumerate(group.members)
         }
 
-    def wait(self) -> float:
-        """Wait for the device; return the seconds since the launch began."""
+    def wait(self) -> None:
+        """Wait for the device."""
         self._copies.wait()
-        return time.perf_counter() - self.started
 
     def failures(self) -> dict[str, str]:
         """Return a message for each request whose hidden states or logits are not finite."""

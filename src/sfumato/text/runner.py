@@ -71,6 +71,7 @@ class TextRunner:
         self._announce = announce
         self._is_lockstep = is_lockstep
         self._recorder = recorder
+        self._read_at = 0.0
 
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
         """Run a plan. A request whose rows raise, or whose logits are not finite, fails alone."""
@@ -162,7 +163,10 @@ class TextRunner:
             return self._finish(begun)
 
     def _finish(self, begun: Begun) -> StepResult:
-        device_seconds = begun.wait()
+        begun.wait()
+        # One that began before the one in front of it was read had the device from then on.
+        now = time.perf_counter()
+        device_seconds, self._read_at = now - max(begun.started, self._read_at), now
         failures = begun.failures()
         decisions: dict[str, Decision] = {}
         scores: dict[int, Scores] = {}
