@@ -24,6 +24,7 @@ from sfumato.engine.limits import Limits
 from sfumato.engine.loop import EngineLoop
 from sfumato.engine.peering import MakeEndpoint, Peering, join_peers, open_peering
 from sfumato.engine.peers import NoPeers
+from sfumato.engine.prepared import PreparedInbox
 from sfumato.engine.ranks import Announcer, SharedWeights, load_leader, load_shared
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.sync import Alone
@@ -250,6 +251,9 @@ def assemble(
         max_score_tokens=limits.max_prefill_tokens,
         grammars=grammars,
     )
+    if grammars is not None and inbox.filenos() and shared is None:
+        # Messages from elsewhere may wait for a grammar without anybody's waiting for them.
+        inbox = PreparedInbox(inbox, grammars)
     handover: Handover = NoPeers()
     make_work: WorkFactory = door
     if peering is not None:

@@ -27,6 +27,7 @@ FIELDS = {
     "tools": "tools",
 }
 _MAX_BYTES = 1 << 20
+_KEPT = 64
 # Between the tokens of JSON a space, or a new line with its indent: endless blanks would be valid, and some
 # models like them. A schema's own `x-guidance` goes before.
 _JSON: Any = {"whitespace_pattern": "( |\n {0,32})?"}
@@ -98,26 +99,39 @@ class Grammars:
     def __init__(self, path: Path, *, vocab_size: int, end_ids: tuple[int, ...]) -> None:
         self.vocab_size = vocab_size
         self.end_ids = end_ids
-        self._reader = ThreadPoolExecutor(1, "grammars")
-        self._tokenizer: Future[LLTokenizer] = self._reader.submit(self._read, path)
-        self._reader.shutdown(wait=False)
-        self._made: dict[Grammar, Any] = {}
+        self._worker = ThreadPoolExecutor(1, "grammars")
+        self._tokenizer: Future[LLTokenizer] = self._worker.submit(self._read, path)
+        self._made: dict[Grammar, Future[Any]] = {}
 
     def _read(self, path: Path) -> LLTokenizer:
         text = (path / "tokenizer.json").read_text(encoding="utf-8")
         return LLTokenizer(text, n_vocab=self.vocab_size, eos_token=list(self.end_ids))
 
+    def prepare(self, grammar: Grammar) -> Future[Any]:
+        """Compile a grammar in the background; the last used ones are kept."""
+        made = self._made.pop(grammar, None) or self._worker.submit(self._make, grammar)
+        self._made[grammar] = made
+        if len(self._made) > _KEPT:
+            del self._made[next(iter(self._made))]
+        return made
+
     def matcher(self, grammar: Grammar) -> Any:
-        """Return a fresh automaton. Raises RequestError."""
+        """Return a fresh automaton, once it is compiled. Raises RequestError."""
         if not self.end_ids:
             raise NotSupported(
                 f"{FIELDS[grammar.kind]}: this model has no end token", field=FIELDS[grammar.kind]
             )
-        if grammar not in self._made:
-            matcher = LLMatcher(self._tokenizer.result(), compiled(grammar), log_level=0)
-            if matcher.is_error():
-                raise _refused(grammar, _reason(matcher.get_error()))
-            if len(self._made) >= 64:
-                del self._made[next(iter(self._made))]
-            self._made[grammar] = matcher
-        return self._made[grammar].deep_copy()
+        return self.prepare(grammar).result().deep_copy()
+
+    def _make(self, grammar: Grammar) -> Any:
+        try:
+            tokenizer = self._tokenizer.result()
+        except (OSError, ValueError) as error:
+            field = FIELDS[grammar.kind]
+            raise NotSupported(
+                f"{field}: this model's tokenizer is not supported: {_reason(str(error))}", field=field
+            ) from error
+        matcher = LLMatcher(tokenizer, compiled(grammar), log_level=0)
+        if matcher.is_error():
+            raise _refused(grammar, _reason(matcher.get_error()))
+        return matcher
