@@ -22,7 +22,7 @@ class ImagePlan:
     batch_size: int = 64
     image_budget: int = 1_300_000
     # Seconds of CPU time of all threads; whichever budget is used up first ends the training.
-    cpu_seconds_budget: float = 6200.0
+    cpu_seconds_budget: float = 11900.0
     # Of the blocks' matrices (Muon) and of everything else (AdamW).
     matrix_learning_rate: float = 2e-3
     learning_rate: float = 1.5e-3

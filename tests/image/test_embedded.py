@@ -15,7 +15,7 @@ from sfumato.models.folder import embedded_pipelines
 
 NAME = "sfumato-tiny-image"
 # Far below what docs/default-image-model.md reports, so that chance cannot fail it and a broken path does.
-_ONE_OBJECT = 0.3
+_ONE_OBJECT = 0.75
 
 
 @pytest.fixture(scope="module")

@@ -152,8 +152,8 @@ def test_the_engine_view_moves(visit: Visit, embedded: Server) -> None:
     usage = embedded.http.post("/v1/completions", json={**body, "temperature": 1.0}).json()["usage"]
     until(lambda: int(loop.get_attribute("data-steps")) > before)
     until(lambda: loop.locator("rect.row-denoise").count() >= 3)
-    assert loop.locator("rect.row-commit").count() > 0
-    assert loop.locator("rect.time-device").count() > 0
+    until(lambda: loop.locator("rect.row-commit").count() > 0)
+    until(lambda: loop.locator("rect.time-device").count() > 0)
     assert loop.locator(".lane-name").count() == 4
     assert "leased" in loop.locator(".pages").text_content()
     assert "denoise" in loop.locator(".last-step").text_content()
