@@ -13,7 +13,7 @@ from recipes.image.autoencoder import build_autoencoder
 from recipes.image.model import Painter
 from recipes.image.plan import ImagePlan
 from recipes.image.render import SIDE
-from recipes.image.sample import DEFAULT_GUIDANCE, NUM_TRAIN_TIMESTEPS, SHIFT, sample
+from recipes.image.sample import DEFAULT_GUIDANCE, DEFAULT_STEPS, NUM_TRAIN_TIMESTEPS, SHIFT, sample
 from recipes.image.silent_t5 import build_silent_encoder, build_silent_tokenizer
 from recipes.image.tokenizer import save_tokenizer
 from recipes.image.train import State
@@ -22,6 +22,13 @@ CHECK_PROMPTS = ("a red circle above a green square", "a small blue ring on a bl
 CHECK_STEPS = 8
 # The pipeline draws from the same weights with 256 real zeros, and its decoder bends colours a little.
 PICTURE_TOLERANCE = 0.02
+
+# What a request takes that says nothing; prompts have 18 tokens at most.
+DEFAULTS = {
+    "default_steps": DEFAULT_STEPS,
+    "default_guidance_scale": DEFAULT_GUIDANCE,
+    "max_sequence_length": 96,
+}
 
 
 def export(state: State, plan: ImagePlan) -> None:
@@ -51,6 +58,7 @@ def export(state: State, plan: ImagePlan) -> None:
     for name in ("tokenizer", "tokenizer_2"):
         save_tokenizer(folder / name)
     _mend_configs(folder)
+    (folder / "sfumato.json").write_text(json.dumps(DEFAULTS, indent=2) + "\n", encoding="utf-8")
     print(f"{folder}: largest difference to the recipe's own sampling {check(plan):.4f}")
 
 
