@@ -28,14 +28,14 @@ from sfumato.models.int8 import zero_point
 TABLES = ("speed", "answers", "logits")
 
 
-def speed_table(batches: list[int], num_pairs: int) -> Table:
+def speed_table(families: list[str], batches: list[int], num_pairs: int) -> Table:
     """Return output tokens per second of both."""
     threads = torch.get_num_threads()
     table = Table(title=f"150m, {fast_dtype()} / int8, {threads} thread(s), medians of {num_pairs} pairs")
     for heading in ("model", "requests", "plain tok/s", "int8 tok/s", "ratio"):
         table.add_column(heading, justify="right")
     limits = Limits(max_running_requests=max(batches))
-    for family in ("sdar", "llada"):
+    for family in families:
         plain, narrow = (
             setting_of(f"{family}-150m", random_loaded(family, fast_dtype(), 32, limits, is_narrow=is_narrow))
             for is_narrow in (False, True)
@@ -140,6 +140,7 @@ def main() -> None:
     """Print the chosen tables."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.quantization", description=__doc__)
     parser.add_argument("--tables", default=",".join(TABLES))
+    parser.add_argument("--families", default="sdar,llada", help="of the table speed")
     parser.add_argument("--batches", default="1,8", help="requests at once, of the table speed")
     parser.add_argument("--pairs", type=int, default=3, help="of the table speed")
     parser.add_argument("--share", type=float, default=1.0, help="of the questions, of the table answers")
@@ -150,7 +151,8 @@ def main() -> None:
     console = Console(width=130)
     console.print(f"activations of {7 if zero_point() == 64 else 8} bits on this CPU")
     if "speed" in options.tables:
-        console.print(speed_table([int(batch) for batch in options.batches.split(",")], options.pairs))
+        batches = [int(batch) for batch in options.batches.split(",")]
+        console.print(speed_table(options.families.split(","), batches, options.pairs))
     if "answers" in options.tables:
         console.print(answers_table(options.share))
     if "logits" in options.tables:
