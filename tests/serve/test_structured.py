@@ -60,6 +60,7 @@ def test_the_clients_own_parsing_works(client: OpenAI) -> None:
 
 def test_json_of_any_kind(client: OpenAI) -> None:
     (choice,) = ask(client, response_format={"type": "json_object"}, max_tokens=160).choices
+    assert choice.message.content.startswith("{")
     if choice.finish_reason == "stop":
         assert isinstance(json.loads(choice.message.content), dict)
 

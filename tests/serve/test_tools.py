@@ -91,7 +91,8 @@ def test_a_conversation_with_a_call_and_its_result_goes_on(client: OpenAI) -> No
         {"role": "assistant", "content": None, "tool_calls": [CALL]},
         {"role": "tool", "tool_call_id": "call_1", "content": "12:30"},
     ]
-    assert ask(client, messages=messages, max_tokens=8).choices[0].message is not None
+    alone, behind = (ask(client, messages=each, max_tokens=8).usage for each in (MESSAGES, messages))
+    assert behind.prompt_tokens > alone.prompt_tokens
 
 
 @pytest.mark.parametrize(

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from sfumato.core.plan import Decision
 from sfumato.core.spec import Decoding, Grammar, TextSpec
+from sfumato.errors import RequestError
 from sfumato.models.folder import read_folder
 from sfumato.text.canvas import Canvas, make_canvas
 from sfumato.text.constraint import Constraint
@@ -229,3 +230,38 @@ def test_restricting_twice_is_the_same() -> None:
     assert (first.tokens == second.tokens).all()
     assert (first.transfer == second.transfer).all()
     assert first.transfer.any()
+
+
+class GivesUp:
+    """An automaton that meets a limit when it is asked for the next tokens."""
+
+    def __init__(self) -> None:
+        self.has_failed = False
+
+    def is_error(self) -> bool:
+        return self.has_failed
+
+    def is_stopped(self) -> bool:
+        return self.has_failed
+
+    def get_error(self) -> str:
+        return "too many states\n<state>"
+
+    def unsafe_compute_mask_ptr(self, address: int, size: int) -> None:
+        self.has_failed = True
+
+
+def test_an_automaton_that_gives_up_ends_nothing_as_if_it_were_whole() -> None:
+    constraint = Constraint(
+        GivesUp(), vocab_size=TRAITS.vocab_size, end_ids=TRAITS.eos_token_ids, field="grammar"
+    )
+    canvas = canvas_of(16)
+    assert constraint.follow(canvas) == canvas.prompt_len
+    for ask in (constraint.allowed, lambda: constraint.follow(canvas)):
+        with pytest.raises(RequestError, match=r"grammar: the grammar is too complex: too many states$"):
+            ask()
+
+
+def test_a_kind_that_does_not_exist_is_named() -> None:
+    with pytest.raises(RequestError, match="kind 'xml' does not exist"):
+        GRAMMARS.matcher(Grammar(kind="xml"))

@@ -36,8 +36,9 @@ class Constraint:
     def follow(self, canvas: Canvas) -> int:
         """Read what is decided and pinned up to the frontier; return its position, L where there is none.
 
-        Raises RequestError where pinned text does not obey the grammar.
+        Raises RequestError where pinned text does not obey the grammar, or the automaton has given up.
         """
+        self._check()
         at = canvas.prompt_len if self._at is None else self._at
         while at < canvas.length and not canvas.undecided[at]:
             token = int(canvas.token_ids[at])
@@ -57,6 +58,7 @@ class Constraint:
             found[list(self._end_ids)] = True
             return found
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._check()
         return np.unpackbits(self._bits.view(np.uint8), bitorder="little")[: self._vocab_size].astype(
             np.bool_
         )
@@ -69,6 +71,9 @@ class Constraint:
         num_read = 0
         for offset in range(max(first, 0), len(tokens)):
             position = decision.start + offset
+            if self._matcher.is_error():
+                # The next step begins with it, and ends the request.
+                break
             if canvas.undecided[position]:
                 is_sure = offset == first or bool(decision.transfer[offset])
                 token = self._choice(int(decision.tokens[offset]), is_sure=is_sure, is_first=offset == first)
@@ -82,10 +87,17 @@ class Constraint:
             if self._matcher.is_stopped():
                 continue
             if not self._takes(token):
+                transfer[offset] = False
                 break
             num_read += 1
         self._matcher.rollback(num_read)
         return replace(decision, tokens=tokens, transfer=transfer, logprob=logprob, renoised=None, done=None)
+
+    def _check(self) -> None:
+        """Raise RequestError where the automaton met one of its limits; it then calls itself stopped."""
+        if self._matcher.is_error():
+            reason = str(self._matcher.get_error()).strip().partition("\n")[0]
+            raise RequestError(f"{self._field}: the grammar is too complex: {reason}", field=self._field)
 
     def _choice(self, guess: int, *, is_sure: bool, is_first: bool) -> int | None:
         """Return the token that is decided at the next position, or None."""

@@ -17,7 +17,7 @@ from sfumato.text.constraint import Constraint
 from sfumato.text.decoding.protocol import Algorithm
 from sfumato.text.decoding.registry import make_algorithm
 from sfumato.text.ends import EndRule, PrefixEnd
-from sfumato.text.grammars import FIELDS, Grammars
+from sfumato.text.grammars import Grammars, field_of
 from sfumato.text.random_source import CounterSource, RandomSource
 from sfumato.text.scoring import MonteCarloWork, SequentialWork, check_score, draw_masks
 from sfumato.text.work import TextWork
@@ -127,7 +127,7 @@ class TextDoor:
         grammar = spec.grammar
         if grammar is None:
             return None
-        field = FIELDS[grammar.kind]
+        field = field_of(grammar)
         if self.grammars is None:
             raise NotSupported(f"{field}: this model has no tokenizer", field=field)
         if not algorithm.obeys_grammars:

@@ -33,6 +33,17 @@ _KEPT = 64
 _JSON: Any = {"whitespace_pattern": "( |\n {0,32})?"}
 
 
+def field_of(grammar: Grammar) -> str:
+    """Return the field in which a grammar is said. Raises RequestError for a kind that does not exist."""
+    if grammar.kind not in FIELDS:
+        raise RequestError(
+            f"a grammar of kind {grammar.kind!r} does not exist; there are {', '.join(FIELDS)}",
+            field="grammar",
+            value=grammar.kind,
+        )
+    return FIELDS[grammar.kind]
+
+
 @lru_cache(maxsize=256)
 def compiled(grammar: Grammar) -> str:
     """Return a grammar in llguidance's form. Raises RequestError naming the field and what is wrong."""
@@ -49,8 +60,8 @@ def compiled(grammar: Grammar) -> str:
         if unknown:
             names = ", ".join(map(repr, json.loads(unknown[1])))
             raise NotSupported(
-                f"{FIELDS[grammar.kind]}: the schema keyword {names} is not supported",
-                field=FIELDS[grammar.kind],
+                f"{field_of(grammar)}: the schema keyword {names} is not supported",
+                field=field_of(grammar),
                 value=names,
             )
         raise _refused(grammar, reason)
@@ -72,7 +83,7 @@ def _made(grammar: Grammar) -> str:
         case "lark" | "tools":
             made = LLMatcher.grammar_from_lark(grammar.source)
         case _:
-            raise RequestError(f"a grammar of kind {grammar.kind!r} does not exist", field="grammar")
+            raise AssertionError(f"{field_of(grammar)} is a kind without a compiler")
     return str(made)
 
 
@@ -81,9 +92,7 @@ def _literal(text: str) -> str:
 
 
 def _refused(grammar: Grammar, reason: str) -> RequestError:
-    return RequestError(
-        f"{FIELDS[grammar.kind]}: {reason}", field=FIELDS[grammar.kind], value=grammar.source[:200]
-    )
+    return RequestError(f"{field_of(grammar)}: {reason}", field=field_of(grammar), value=grammar.source[:200])
 
 
 def _reason(text: str) -> str:
@@ -118,16 +127,14 @@ class Grammars:
     def matcher(self, grammar: Grammar) -> Any:
         """Return a fresh automaton, once it is compiled. Raises RequestError."""
         if not self.end_ids:
-            raise NotSupported(
-                f"{FIELDS[grammar.kind]}: this model has no end token", field=FIELDS[grammar.kind]
-            )
+            raise NotSupported(f"{field_of(grammar)}: this model has no end token", field=field_of(grammar))
         return self.prepare(grammar).result().deep_copy()
 
     def _make(self, grammar: Grammar) -> Any:
         try:
             tokenizer = self._tokenizer.result()
         except (OSError, ValueError) as error:
-            field = FIELDS[grammar.kind]
+            field = field_of(grammar)
             raise NotSupported(
                 f"{field}: this model's tokenizer is not supported: {_reason(str(error))}", field=field
             ) from error
