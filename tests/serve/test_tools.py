@@ -121,7 +121,8 @@ def test_what_is_refused(client: OpenAI, fields: dict[str, Any], param: str, mes
 
 def test_calls_are_taken_out_of_a_text_that_comes_in_pieces() -> None:
     text = (
-        'Let me see <b.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Ö"}}\n</tool_call>\n'
+        'Let me see <b.\n<tool_call>\n{"name": "weather", "arguments": {"city": "Ö}</tool_call>"}}\n'
+        "</tool_call>\n"
         '<tool_call>{"name": "clock", "arguments": {}}</tool_call>'
     )
     for width in (1, 2, 3, 7, 50, len(text)):
@@ -131,7 +132,7 @@ def test_calls_are_taken_out_of_a_text_that_comes_in_pieces() -> None:
             shown += stream.push(piece, is_last=index == len(pieces) - 1)[0]
         assert shown.rstrip("\n") == "Let me see <b."
         assert [call["function"]["name"] for call in stream.calls] == ["weather", "clock"]
-        assert stream.calls[0]["function"]["arguments"] == '{"city": "Ö"}'
+        assert stream.calls[0]["function"]["arguments"] == '{"city": "Ö}</tool_call>"}'
 
 
 def test_a_text_without_calls_is_shown_whole() -> None:

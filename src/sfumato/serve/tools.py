@@ -20,7 +20,7 @@ from sfumato.serve.errors import bad_request
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
 _OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_CALL = re.compile(rf"{_OPEN}\s*(\{{.*?\}})\s*{_CLOSE}", re.DOTALL)
+_OPENING, _CLOSING = re.compile(rf"{_OPEN}\s*"), re.compile(rf"\s*{_CLOSE}")
 # Bounded, as in every other schema.
 _GUIDANCE = {"whitespace_pattern": "( |\\n {0,32})?"}
 
@@ -191,10 +191,11 @@ class CallStream:
         self._text += text
         found: list[dict[str, Any]] = []
         shown = ""
-        while (call := _CALL.search(self._text, self._shown)) is not None:
-            shown += self._text[self._shown : call.start()]
-            self._shown = call.end()
-            found.append(_call(call[1]))
+        while (call := _next_call(self._text, self._shown)) is not None:
+            start, end, called = call
+            shown += self._text[self._shown : start]
+            self._shown = end
+            found.append(_call(called))
         end = len(self._text) if is_last else self._safe_end()
         shown += self._text[self._shown : end]
         self._shown = max(self._shown, end)
@@ -215,8 +216,20 @@ class CallStream:
         return len(self._text)
 
 
-def _call(content: str) -> dict[str, Any]:
-    called = json.loads(content)
+def _next_call(text: str, begin: int) -> tuple[int, int, dict[str, Any]] | None:
+    """Return the span and the content of the first whole call; its own strings may hold tags."""
+    opening = _OPENING.search(text, begin)
+    if opening is None:
+        return None
+    try:
+        called, end = json.JSONDecoder().raw_decode(text, opening.end())
+    except ValueError:
+        return None
+    closing = _CLOSING.match(text, end)
+    return None if closing is None else (opening.start(), closing.end(), called)
+
+
+def _call(called: dict[str, Any]) -> dict[str, Any]:
     arguments = json.dumps(called["arguments"], ensure_ascii=False)
     return {
         "id": f"call_{secrets.token_hex(12)}",
