@@ -1,0 +1,66 @@
+"""The ingress deployment: the same HTTP application as on one machine, over replicas anywhere."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import msgspec
+from ray import serve
+from ray.util import get_node_ip_address
+
+from sfumato.deploy.config import FrontSettings, Recovery
+from sfumato.deploy.desk import Desk
+from sfumato.deploy.remote import RemoteEngines
+from sfumato.deploy.roll import FRONT, Member, attend
+from sfumato.deploy.running import Patience
+from sfumato.engine.wire import EngineInfo
+from sfumato.serve.app import create_app
+from sfumato.serve.registry import Registry, ServedModel
+from sfumato.serve.settings import ServerSettings
+from sfumato.serve.settings_file import parse_bytes
+
+
+@serve.ingress()
+class Front:
+    """One process that answers HTTP.
+
+    engines: by the name that clients use, the model's name in the cluster and a handle of its replicas.
+    """
+
+    def __init__(
+        self, settings: bytes, recovery: bytes, roll: Any, engines: dict[str, tuple[str, Any]]
+    ) -> None:
+        self._settings = msgspec.json.decode(settings, type=FrontSettings)
+        self._recovery = msgspec.json.decode(recovery, type=Recovery)
+        self._roll = roll
+        self._engines = engines
+
+    async def __serve_build_asgi_app__(self) -> Any:
+        """Return the application, once every model has a replica that is loaded."""
+        recovery = self._recovery
+        self._desk = Desk(get_node_ip_address(), silence_seconds=recovery.silence)
+        name = serve.get_replica_context().replica_id.unique_id
+        front = self._desk.front
+        member = Member(FRONT, name, front.address, front.key)
+        self._attending = asyncio.create_task(attend(self._roll, member, lambda _: None))
+        patience = Patience(
+            claim_seconds=recovery.silence, wait_seconds=recovery.wait, max_moves=recovery.max_moves
+        )
+        self._models = []
+        for served, (model, handle) in self._engines.items():
+            info = msgspec.msgpack.decode(await handle.describe.remote(), type=EngineInfo)
+            client = RemoteEngines(info, model, self._desk, handle.run.remote, patience)
+            self._models.append(ServedModel(served or info.name, client))
+        settings = ServerSettings(
+            api_keys=self._settings.api_keys,
+            health_timeout=self._settings.health_timeout,
+            max_body_bytes=parse_bytes(self._settings.max_body_bytes, "front.max-body-bytes"),
+        )
+        return create_app(Registry(self._models), settings)
+
+    async def __del__(self) -> None:
+        self._attending.cancel()
+        for model in self._models:
+            await model.close()
+        await self._desk.close()
