@@ -31,6 +31,7 @@ class Driver:
         self.process = process
         self.url = url
         self.folder = folder
+        self.deployment: dict[str, Any] = {}
         self.http = httpx.Client(base_url=url, timeout=120)
 
     def do(self, command: str, **arguments: Any) -> Any:
@@ -80,6 +81,7 @@ def driving(deployment: dict[str, Any], *, num_workers: int = 0, cpus: float = 8
     ):
         driver = Driver(process, f"http://127.0.0.1:{port}", folder)
         try:
+            driver.deployment = deployment
             driver.do("deploy", deployment=deployment)
             with driver.http:
                 yield driver

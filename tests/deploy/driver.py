@@ -71,10 +71,14 @@ class Driver:
         self.seconds["deploy"] = time.monotonic() - started
         return self.seconds
 
+    def figures(self) -> dict[str, float]:
+        """Return how many seconds the cluster and the application took to start."""
+        return self.seconds
+
     def begin(self, deployment: dict[str, Any]) -> None:
         """Bring the application up to date, and do not wait for it."""
         described = parse_deployment(deployment)
-        serve.run(build(described), name=described.name, _blocking=False)
+        serve._run(build(described), name=described.name, _blocking=False)
 
     def status(self) -> dict[str, dict[str, int]]:
         """Return how many replicas of each deployment are in which state."""
