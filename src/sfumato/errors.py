@@ -7,7 +7,8 @@ SfumatoError
 ├── ConfigError         options that exclude each other or cannot be met; raised at start
 │   └── PeerRefused     a peer with another secret, another model or another layout; names the difference
 └── EngineError         a broken invariant; stops the process
-    └── EngineDied      the engine process is gone; every request it held has ended
+    ├── EngineDied      the engine process is gone; every request it held has ended
+    └── DeadlinePassed  a request's time was over before an engine could take it
 """
 
 from __future__ import annotations
@@ -49,3 +50,7 @@ class EngineError(SfumatoError):
 
 class EngineDied(EngineError):
     """The engine process ended without being asked to."""
+
+
+class DeadlinePassed(EngineError):
+    """A request whose time is over."""

@@ -1,4 +1,4 @@
-"""Several engines used as one: an id that is active, and a request that is aborted while it moves."""
+"""Several engines used as one: an active id, an abort while a request moves, an engine that is killed."""
 
 from __future__ import annotations
 
@@ -6,12 +6,15 @@ import asyncio
 import os
 import signal
 
+import msgspec
 import pytest
 
 from sfumato.config import EngineConfig
 from sfumato.core.messages import FinishReason, Submit
+from sfumato.core.traits import ModelTraits
 from sfumato.engine.frontend import SamplingParams, make_spec
 from sfumato.engine.limits import Limits
+from sfumato.engine.outputs import Outputs
 from sfumato.engine.replicas import Replicas
 from sfumato.errors import RequestError
 
@@ -55,8 +58,9 @@ async def refuse_and_move() -> None:
         # Moving has been begun and not been done: nobody wants one of them any more.
         for outputs in waiting:
             outputs.close()
-        ends = [output async for output in running[1]]
-        assert ends[-1].finish_reason is FinishReason.LENGTH
+        for outputs in running:
+            ends = [output async for output in outputs]
+            assert ends[-1].finish_reason is FinishReason.LENGTH
         await asyncio.sleep(0.2)
         assert replicas.num_open == 0
     finally:
@@ -65,3 +69,55 @@ async def refuse_and_move() -> None:
 
 def test_an_active_id_is_refused_and_an_abort_ends_a_move() -> None:
     asyncio.run(refuse_and_move())
+
+
+async def answers(replicas: Replicas, *, kill: bool) -> list[tuple[int, ...]]:
+    """Return the tokens of several answers that are streamed at once; kill: an engine in their middle."""
+    traits = replicas.info.traits
+    assert isinstance(traits, ModelTraits)
+    asked = []
+    for number in range(8):
+        threshold = (2.0, 0.9, 0.6)[number % 3]
+        params = msgspec.structs.replace(
+            SLOW,
+            seed=number,
+            temperature=0.8 * (number % 2),
+            algorithm_parameters={"threshold": threshold},
+            max_tokens=60 + number,
+        )
+        spec = make_spec([5, 6, 7 + number], params, traits)
+        asked.append(await replicas.submit([Submit(request_id=f"{number}-{kill}", spec=spec)]))
+    begun = asyncio.Event()
+
+    async def read(outputs: Outputs) -> tuple[int, ...]:
+        tokens: list[int] = []
+        async for output in outputs:
+            assert output.error is None
+            tokens.extend(output.token_ids)
+            assert output.usage.completion_tokens == len(tokens)
+            if len(tokens) > 10:
+                begun.set()
+        return tuple(tokens)
+
+    reading = [asyncio.create_task(read(outputs)) for outputs in asked]
+    if kill:
+        await begun.wait()
+        os.kill(replicas.clients[0].pid, signal.SIGKILL)
+    return await asyncio.gather(*reading)
+
+
+async def kill_in_the_middle() -> None:
+    config = msgspec.structs.replace(CONFIG, limits=Limits())
+    replicas = await Replicas.start([config, config])
+    try:
+        undisturbed = await answers(replicas, kill=False)
+        assert await answers(replicas, kill=True) == undisturbed
+        assert replicas.num_gone == 1
+        assert replicas.num_retried > 0
+        assert replicas.num_open == 0
+    finally:
+        await replicas.close()
+
+
+def test_answers_go_on_without_a_seam_when_an_engine_is_killed() -> None:
+    asyncio.run(kill_in_the_middle())

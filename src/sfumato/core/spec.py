@@ -48,6 +48,8 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     stop_token_ids: tokens that end the output, the model's end tokens among them unless they are ignored.
     logprobs: how many alternatives to report per decided token; None reports nothing.
     choice: index among the choices that share one seed. grammar: what the answer obeys.
+    delivered: the first tokens of the answer, which its client has from an engine that is gone; only what is
+    behind them is output.
     """
 
     prompt_ids: tuple[int, ...]
@@ -61,6 +63,7 @@ class TextSpec(msgspec.Struct, frozen=True, kw_only=True, tag="text"):
     include_canvas: bool = False
     choice: int = 0
     grammar: Grammar | None = None
+    delivered: tuple[int, ...] = ()
 
 
 class ScoreSpec(msgspec.Struct, frozen=True, kw_only=True, tag="score"):

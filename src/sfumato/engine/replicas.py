@@ -1,13 +1,14 @@
 """Independent engines of one model behind one name: each has its own process, requests and memory.
 
-A replica that is gone takes what it had begun to answer with it; what had not output a token yet is answered
-by another one, and new requests go to those that are left.
+What a replica that is gone had begun is answered to its end by the others, behind what clients have of it
+already; new requests go to those that are left.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine, Iterator, Sequence
+import contextlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from msgspec.structs import replace
@@ -16,8 +17,10 @@ from sfumato.config import EngineConfig
 from sfumato.core.messages import FinishReason, Gauges, Output, Submit, Turn
 from sfumato.core.spec import ImageSpec, ScoreSpec, TextSpec
 from sfumato.core.traits import ModelTraits
+from sfumato.engine.attempts import Attempts
 from sfumato.engine.client import EngineClient, LoadingCallback, TurnCallback
 from sfumato.engine.outputs import Outputs
+from sfumato.engine.quarantine import Quarantine
 from sfumato.engine.routing import Router
 from sfumato.engine.wire import EngineInfo
 from sfumato.errors import EngineDied, RequestError
@@ -25,29 +28,30 @@ from sfumato.errors import EngineDied, RequestError
 
 @dataclass(slots=True)
 class _Open:
-    """A request that has not ended, and the outputs that it reports to."""
+    """A request that has not ended, and where its outputs go; index: the engine that had it last."""
 
-    submission: Submit
+    attempts: Attempts
     group: Outputs
-    index: int
-    has_begun: bool = False
+    index: int | None = None
 
 
 class Replicas:
     """One or more engine clients that are used as one. All methods belong to the loop that started it.
 
     helpers: engines that work for these, take no request themselves, and end with them. One that is gone is
-    not missed.
+    not missed. num_retried: how often a request has lost its engine and was given to another.
     """
 
     def __init__(self, clients: Sequence[EngineClient], helpers: Sequence[EngineClient] = ()) -> None:
         self.clients = list(clients)
         self.helpers = list(helpers)
         self.on_turn: TurnCallback | None = None
+        self.num_retried = 0
         self._router = Router(len(clients), shares_prefixes=_shares_prefixes(clients[0].info))
         self._open: dict[str, _Open] = {}
         self._gauges: dict[int, Gauges] = {}
         self._moving: set[asyncio.Task[None]] = set()
+        self._quarantine = Quarantine()
         for index, client in enumerate(self.clients):
             client.on_turn = self._turn_of(index)
         for helper in self.helpers:
@@ -112,102 +116,120 @@ class Replicas:
                 message = f"request id {submission.request_id!r} is already active"
                 raise RequestError(message, field="request_id", value=submission.request_id)
         group = Outputs(self.abort, [submission.request_id for submission in submissions])
-        outcomes = await asyncio.gather(*self._deliveries(submissions, group), return_exceptions=True)
+        opened = [_Open(Attempts(submission), group) for submission in submissions]
+        self._open.update((found.attempts.submission.request_id, found) for found in opened)
+        outcomes = await asyncio.gather(*(self._place(found) for found in opened), return_exceptions=True)
         failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
         if failures:
             group.close()
             raise failures[0]
         return group
 
-    def _deliveries(
-        self, submissions: Sequence[Submit], group: Outputs
-    ) -> Iterator[Coroutine[None, None, None]]:
-        """Route requests; yield what hands them over, once for each replica that takes some."""
-        by_client: dict[int, list[Submit]] = {}
-        for submission in submissions:
-            by_client.setdefault(self._route(submission, group), []).append(submission)
-        for index, some in by_client.items():
-            yield self._deliver(index, some, group)
+    async def _place(self, found: _Open) -> None:
+        """Hand a request to an engine, and to another as long as one ends before it has accepted it.
 
-    async def _deliver(self, index: int, submissions: Sequence[Submit], group: Outputs) -> None:
-        """Hand requests over to a replica, or to the others where it turns out to be gone."""
+        Raises as `EngineClient.deliver` does, and as `Attempts.again`.
+        """
+        request_id = found.attempts.submission.request_id
         try:
-            await self.clients[index].deliver(submissions, self._take)
-        except EngineDied:
-            for submission in submissions:
-                self._forget(submission.request_id)
-            self._router.lose(index)
-            if self.is_gone:
-                raise
-            await asyncio.gather(*self._deliveries(submissions, group))
+            while self._open.get(request_id) is found:
+                found.attempts.check()
+                await self._wait_apart(found)
+                submission = found.attempts.again()
+                found.index = self._route(found, submission)
+                client = self.clients[found.index]
+                if client.is_gone:
+                    self._router.end(request_id)
+                    self._router.lose(found.index)
+                    continue
+                try:
+                    return await client.deliver([submission], self._take)
+                except EngineDied:
+                    self._lose(found, found.index)
+                    if self.is_gone:
+                        raise
         except BaseException:
-            for submission in submissions:
-                self._forget(submission.request_id)
+            if self._open.get(request_id) is found:
+                self._forget(request_id)
             raise
 
-    def _route(self, submission: Submit, group: Outputs) -> int:
-        spec = submission.spec
-        prompt_ids: tuple[int, ...] = ()
-        match spec:
-            case ScoreSpec():
-                prompt_ids, expected = spec.prompt_ids, len(spec.target_ids)
-            case TextSpec():
-                prompt_ids, expected = spec.prompt_ids, spec.max_tokens
-            case ImageSpec():
-                # No two images share a prefix; what they cost goes by their steps.
-                expected = spec.num_inference_steps * spec.num_images
+    async def _wait_apart(self, found: _Open) -> None:
+        """Wait, with a suspect, for an engine without one, or for its deadline."""
+        attempts = found.attempts
+        if not attempts.is_suspect:
+            return
+
+        def may_enter() -> bool:
+            alive = {index for index, client in enumerate(self.clients) if not client.is_gone}
+            is_wanted = self._open.get(attempts.submission.request_id) is found
+            return not is_wanted or not alive or bool(alive.difference(self._quarantine.taken))
+
+        # A deadline that passes meanwhile is named by `Attempts.again`.
+        with contextlib.suppress(TimeoutError):
+            await self._quarantine.wait(may_enter, attempts.seconds_left)
+
+    def _route(self, found: _Open, submission: Submit) -> int:
+        """Return the engine that a request goes to. Raises EngineDied."""
+        prompt_ids, expected = _size(submission)
+        barred = self._quarantine.taken if found.attempts.is_suspect else ()
         try:
-            index = self._router.choose(submission.request_id, prompt_ids, expected)
+            index = self._router.choose(submission.request_id, prompt_ids, expected, barred=barred)
         except LookupError:
             raise EngineDied(f"every engine of {self.clients[0].config.model} is gone") from None
-        self._open[submission.request_id] = _Open(submission, group, index)
+        if found.attempts.is_suspect:
+            self._quarantine.enter(submission.request_id, index)
         return index
 
     def _take(self, output: Output) -> None:
         found = self._open.get(output.request_id)
         if found is None:
             return
-        client = self.clients[found.index]
-        is_lost = output.finish_reason is FinishReason.ERROR and client.is_gone
-        if is_lost:
-            self._router.lose(found.index)
-            if not found.has_begun and self.num_gone < len(self.clients):
-                task = asyncio.create_task(self._move(found))
-                self._moving.add(task)
-                task.add_done_callback(self._moving.discard)
-                return
-        found.has_begun = found.has_begun or bool(output.token_ids)
+        assert found.index is not None
+        is_lost = output.finish_reason is FinishReason.ERROR and self.clients[found.index].is_gone
+        if is_lost and not self.is_gone:
+            self._lose(found, found.index)
+            task = asyncio.create_task(self._move(found))
+            self._moving.add(task)
+            task.add_done_callback(self._moving.discard)
+            return
+        fresh = found.attempts.take(output)
+        if not found.attempts.is_suspect:
+            self._quarantine.leave(output.request_id)
         if output.finish_reason is not None:
             self._forget(output.request_id)
-        found.group.put(output)
+        if fresh is not None:
+            found.group.put(fresh)
+
+    def _lose(self, found: _Open, index: int) -> None:
+        """Take note that the engine that had a request is gone."""
+        request_id = found.attempts.submission.request_id
+        found.attempts.lose()
+        self.num_retried += 1
+        self._router.lose(index)
+        self._router.end(request_id)
+        self._quarantine.leave(request_id)
+        self._quarantine.look()
 
     async def _move(self, found: _Open) -> None:
-        """Submit a request once more, after the engine that had it is gone."""
-        submission = found.submission
-        if self._open.get(submission.request_id) is not found:
-            # It was aborted meanwhile.
-            return
-        self._router.end(submission.request_id)
+        """Let another engine go on with a request, after the one that had it is gone."""
         try:
-            index = self._route(submission, found.group)
-            await self._deliver(index, [submission], found.group)
+            await self._place(found)
         except Exception as error:  # whatever stands in the way ends this request, and nothing else
-            self._forget(submission.request_id)
-            message = str(error)
-            found.group.put(
-                Output(request_id=submission.request_id, finish_reason=FinishReason.ERROR, error=message)
-            )
+            found.group.put(found.attempts.failed(error))
 
     def _forget(self, request_id: str) -> None:
         self._router.end(request_id)
         self._open.pop(request_id, None)
+        self._quarantine.leave(request_id)
+        self._quarantine.look()
 
     def abort(self, request_id: str) -> None:
         """End a request at the next step; its outputs are dropped from now on."""
         found = self._open.get(request_id)
         if found is not None:
             self._forget(request_id)
-            self.clients[found.index].abort(request_id)
+            if found.index is not None:
+                self.clients[found.index].abort(request_id)
 
     async def ping(self, *, timeout: float) -> None:
         """Wait until the loop of every engine that is left has made a turn.
@@ -263,6 +285,19 @@ class Replicas:
         alive = [gauges for index, gauges in self._gauges.items() if not self.clients[index].is_gone]
         names = Gauges.__struct_fields__
         return Gauges(**{name: sum(getattr(gauges, name) for gauges in alive) for name in names})
+
+
+def _size(submission: Submit) -> tuple[tuple[int, ...], int]:
+    """Return the tokens that a request begins with, and how many it may output."""
+    match submission.spec:
+        case ScoreSpec() as spec:
+            return spec.prompt_ids, len(spec.target_ids)
+        case TextSpec() as spec:
+            known = (*spec.prompt_ids, *spec.delivered)
+            return known, spec.max_tokens - len(spec.delivered)
+        case ImageSpec() as spec:
+            # No two images share a prefix; what they cost goes by their steps.
+            return (), spec.num_inference_steps * spec.num_images
 
 
 def _shares_prefixes(info: EngineInfo) -> bool:

@@ -6,7 +6,7 @@ Plain bookkeeping over token ids; knows no engine.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 # Tokens that are compared together. Prefixes shorter than that are recomputed soon enough.
@@ -38,15 +38,17 @@ class Router:
         self._costs: dict[str, tuple[int, float]] = {}
         self._next = 0
 
-    def choose(self, request_id: str, prompt_ids: Sequence[int], max_tokens: int) -> int:
-        """Return the replica that a request goes to, and count it there until `end`.
+    def choose(
+        self, request_id: str, prompt_ids: Sequence[int], max_tokens: int, *, barred: Collection[int] = ()
+    ) -> int:
+        """Return the replica that a request goes to, none of the barred, and count it there until `end`.
 
         Raises LookupError if none is left.
         """
         chain = _chain(prompt_ids) if self._shares_prefixes else []
         best: tuple[float, int, int] | None = None
         for index, replica in enumerate(self._replicas):
-            if not replica.is_alive:
+            if not replica.is_alive or index in barred:
                 continue
             fresh = len(prompt_ids) - _UNIT * _num_known(replica, chain)
             cost = max_tokens + _PROMPT_COST * fresh

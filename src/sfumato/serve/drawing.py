@@ -61,7 +61,7 @@ class Drawing:
     started: float = field(default_factory=time.monotonic)
     _is_open: bool = True
     _has_begun: bool = False
-    _last_preview: int = 0
+    _has_preview: bool = False
 
     @classmethod
     async def start(cls, call: DrawCall, metrics: Metrics) -> Drawing:
@@ -77,7 +77,7 @@ class Drawing:
         return cls(call, spec, metrics, outputs)
 
     async def news(self) -> AsyncIterator[Output]:
-        """Yield progress, previews and pictures as they come; each preview once.
+        """Yield progress, previews and pictures as they come.
 
         Raises ApiError if the request fails.
         """
@@ -90,15 +90,6 @@ class Drawing:
                     raise self._as_error(output)
             yield output
 
-    def fresh_previews(self, output: Output) -> list[Picture]:
-        """Return previews beyond the last one; an engine that took over begins at the start again."""
-        found = [picture for picture in output.pictures if picture.is_preview and self._is_fresh(picture)]
-        self._last_preview = max([self._last_preview, *(picture.step for picture in found)])
-        return found
-
-    def _is_fresh(self, picture: Picture) -> bool:
-        return picture.step > self._last_preview
-
     def _observe(self, output: Output) -> None:
         name = self.call.model.name
         if not self._has_begun and output.queue_seconds is not None:
@@ -108,7 +99,8 @@ class Drawing:
             if not picture.is_preview:
                 self.metrics.pictures.labels(name, self.call.endpoint).inc()
                 continue
-            if not self._last_preview:
+            if not self._has_preview:
+                self._has_preview = True
                 self.metrics.first_preview_seconds.labels(name).observe(time.monotonic() - self.started)
             self.metrics.previews.labels(name).inc()
 
@@ -123,7 +115,7 @@ class Drawing:
                 return timed_out(self.call.timeout)
             case FinishReason.ABORT:
                 return unavailable("the server is shutting down; the request was ended")
-        if self.call.model.client.num_gone:
+        if self.call.model.client.is_gone:
             return unavailable(output.error or "the engine is gone")
         return failed(output.error or "the request failed in the engine")
 

@@ -212,7 +212,7 @@ class Generation:
                 return timed_out(self.call.params.timeout)
             case FinishReason.ABORT:
                 return unavailable("the server is shutting down; the request was ended")
-        if self.call.model.client.num_gone:
+        if self.call.model.client.is_gone:
             return unavailable(delta.error or "the engine is gone")
         return failed(delta.error or "the request failed in the engine")
 

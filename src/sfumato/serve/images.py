@@ -144,12 +144,12 @@ class _Answer:
             if self.body.include_progress and output.step is not None:
                 done, total = output.step.done, output.step.total
                 yield {"type": f"{self.kind}.progress", "step": done, "num_steps": total}
-            for picture in drawing.fresh_previews(output):
-                event = await self._event(drawing, picture, "partial_image")
-                yield {**event, "partial_image_index": num_previews, "step": picture.step}
-                num_previews += 1
             for picture in output.pictures:
-                if not picture.is_preview:
+                if picture.is_preview:
+                    event = await self._event(drawing, picture, "partial_image")
+                    yield {**event, "partial_image_index": num_previews, "step": picture.step}
+                    num_previews += 1
+                else:
                     event = await self._event(drawing, picture, "completed")
                     yield {**event, "usage": drawing.usage_field()}
 

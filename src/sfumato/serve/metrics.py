@@ -75,6 +75,9 @@ class Metrics:
         self.draining = self._gauge(
             "kv_pages_draining", "Leased pages that wait until a prefill engine says that it has stopped"
         )
+        self.retried = self._gauge(
+            "requests_retried", "Requests that went on in another engine since the start, theirs being gone"
+        )
         self.up = self._gauge("engine_up", "Whether the engine process is there")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -158,6 +161,7 @@ async def metrics(request: Request) -> Response:
     registry: Registry = request.app.state.registry
     for model in registry.models.values():
         counted.up.labels(model.name).set(not model.client.is_gone)
+        counted.retried.labels(model.name).set(model.client.num_retried)
         if model.client.is_gone:
             counted.observe_gone(model.name)
     return Response(generate_latest(counted.registry), media_type=CONTENT_TYPE_LATEST)

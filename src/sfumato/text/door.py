@@ -148,6 +148,7 @@ class TextDoor:
     def _check_spec(self, spec: TextSpec) -> Algorithm:
         """Return the request's algorithm. Raises RequestError."""
         self._check_tokens(spec)
+        self._check_delivered(spec)
         self._check_sampling(spec)
         self._check_room(spec)
         algorithm = make_algorithm(spec.decoding)
@@ -203,6 +204,24 @@ class TextDoor:
                 value=len(spec.infill),
                 limit=spec.max_tokens,
             )
+
+    def _check_delivered(self, spec: TextSpec) -> None:
+        check_tokens("delivered", spec.delivered, self.traits.vocab_size)
+        length = len(spec.delivered)
+        if length and length >= spec.max_tokens:
+            raise RequestError(
+                f"delivered has {length} tokens, an answer of {spec.max_tokens} has ended with them",
+                field="delivered",
+                value=length,
+                limit=spec.max_tokens - 1,
+            )
+        for token in spec.delivered:
+            if token in spec.stop_token_ids:
+                raise RequestError(
+                    f"delivered has the stop token {token}: the answer has ended with it",
+                    field="delivered",
+                    value=token,
+                )
 
     def _check_sampling(self, spec: TextSpec) -> None:
         sampling = spec.sampling

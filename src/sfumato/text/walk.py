@@ -6,7 +6,7 @@ Letters: L canvas positions, W window positions.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -40,7 +40,12 @@ class Round:
 
 
 class Walk(Protocol):
-    """Plain state of one request: where its decoding stands on the canvas."""
+    """Plain state of one request: where its decoding stands on the canvas.
+
+    begins_anew: a block's first step depends on the tokens of the canvas alone, not on how they came there.
+    """
+
+    begins_anew: ClassVar[bool] = True
 
     @property
     def uses_slots(self) -> bool:

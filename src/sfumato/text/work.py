@@ -23,6 +23,7 @@ from sfumato.text.canvas import Canvas
 from sfumato.text.constraint import Constraint
 from sfumato.text.context import Context, ExactContext, StaleContext
 from sfumato.text.decoding.protocol import Algorithm, Transform
+from sfumato.text.delivered import Delivered
 from sfumato.text.ends import Ending, EndRule, Step
 from sfumato.text.plain_state import decode_state, encode_state
 from sfumato.text.walk import Round, Walk
@@ -58,11 +59,13 @@ class TextWork:
         self.context: Context = (
             ExactContext(canvas, traits.context_granularity) if traits.has_exact_cache else StaleContext()
         )
+        self._delivered = Delivered(spec.delivered, canvas.prompt_len)
+        self._delivered.commit(canvas, walk)
         self.round: Round | None = walk.next_round(canvas)
         self._page_size = page_size
         self._hit_len = 0
         self._known: tuple[int, ...] = ()
-        self._output_end = canvas.prompt_len
+        self._output_end = self._delivered.end
         self._num_undecided = int(np.count_nonzero(canvas.undecided))
         self._denoise_steps = 0
         self._nfe = 0
@@ -120,7 +123,7 @@ class TextWork:
         """
         algorithm, transform, canvas = self.algorithm, self.transform, self.canvas
         depends = transform.guidance_scale or transform.repeat_penalty or self.end_rule.edits_open
-        depends = depends or self.constraint is not None
+        depends = depends or self.constraint is not None or self._delivered.is_open(canvas)
         if self.round is None or not algorithm.runs_ahead or depends:
             return None
         scheduled = algorithm.scheduled_steps
@@ -263,6 +266,8 @@ class TextWork:
 
     def _decide(self, decision: Decision) -> Progress:
         canvas = self.canvas
+        if self._delivered.is_open(canvas):
+            decision = self._delivered.hold(decision)
         if self.constraint is not None:
             decision = self.constraint.restrict(canvas, decision)
         self._denoise_steps += 1
@@ -317,7 +322,7 @@ class TextWork:
         if canvas.is_complete:
             return canvas.length
         if not self.algorithm.is_monotone:
-            return max(canvas.block_start, canvas.prompt_len)
+            return max(canvas.block_start, self._output_end)
         start = max(self._output_end, canvas.prompt_len)
         gap = canvas.undecided[start:]
         return start + int(gap.argmax()) if gap.any() else canvas.length

@@ -8,6 +8,7 @@ published loops (`generate_multi_block*` for LLaDA and for Dream in hao-ai-lab/d
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import ClassVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -63,6 +64,9 @@ class MultiBlockWalk(Walk):
     cached: leading positions whose keys are kept, in `held` slots: more slots than positions once a refresh
     has kept keys beyond them (a reference's oddity, which then sees those positions twice).
     """
+
+    # Keys of a block's neighbours are as old as their last refresh.
+    begins_anew: ClassVar[bool] = False
 
     rules: MultiBlockRules
     prompt_len: int
