@@ -97,7 +97,7 @@ class FrontSettings(_Section, frozen=True, kw_only=True):
 
 
 class Recovery(_Section, frozen=True, kw_only=True):
-    """When something counts as lost, in seconds, and how often a request is moved.
+    """When something counts as lost, in seconds.
 
     silence: of a replica, after which its requests run elsewhere. stall: an engine whose loop makes no turn
     for so long is ended. health_period, health_timeout: of Ray's own checks, which replace a replica.
@@ -111,7 +111,6 @@ class Recovery(_Section, frozen=True, kw_only=True):
     health_timeout: float = 10.0
     wait: float = 120.0
     drain: float = 120.0
-    max_moves: int = 8
 
 
 class Http(_Section, frozen=True, kw_only=True):
@@ -146,7 +145,6 @@ class Deployment(_Section, frozen=True, kw_only=True):
             seconds = getattr(self.recovery, name)
             if not seconds > 0:
                 raise ConfigError(f"recovery.{name} {seconds:g} must be above 0 seconds")
-        _at_least("recovery.max_moves", self.recovery.max_moves, 0)
         names = [model.name or checkpoint for checkpoint, model in self.each().items()]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:

@@ -29,7 +29,7 @@ class Front:
     """
 
     def __init__(
-        self, settings: bytes, recovery: bytes, roll: Any, engines: dict[str, tuple[str, Any]]
+        self, settings: bytes, recovery: bytes, roll: Any, engines: dict[str, tuple[str, Any, list[Any]]]
     ) -> None:
         self._settings = msgspec.json.decode(settings, type=FrontSettings)
         self._recovery = msgspec.json.decode(recovery, type=Recovery)
@@ -44,11 +44,9 @@ class Front:
         front = self._desk.front
         member = Member(FRONT, name, front.address, front.key)
         self._attending = asyncio.create_task(attend(self._roll, member, lambda _: None))
-        patience = Patience(
-            claim_seconds=recovery.silence, wait_seconds=recovery.wait, max_moves=recovery.max_moves
-        )
+        patience = Patience(claim_seconds=recovery.silence, wait_seconds=recovery.wait)
         self._models = []
-        for served, (model, handle) in self._engines.items():
+        for served, (model, handle, _) in self._engines.items():
             info = msgspec.msgpack.decode(await handle.describe.remote(), type=EngineInfo)
             client = RemoteEngines(info, model, self._desk, handle.run.remote, patience)
             self._models.append(ServedModel(served or info.name, client))

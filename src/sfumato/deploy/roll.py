@@ -23,9 +23,14 @@ FRONT = "front"
 _log = logging.getLogger("sfumato.deploy")
 
 
+def helper_kind(role: str, model: str) -> str:
+    """Return the kind of members that work for a model's engines."""
+    return f"{role} {model}"
+
+
 @dataclass(frozen=True, slots=True)
 class Member:
-    """One process. kind: "front", or "ROLE MODEL" of a helper. key: a front's public key."""
+    """One process. kind: a front or a helper. key: a front's public key, the secret of a helper."""
 
     kind: str
     name: str
