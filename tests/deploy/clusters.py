@@ -50,8 +50,14 @@ class Driver:
 
 
 @contextmanager
-def driving(deployment: dict[str, Any], *, num_workers: int = 0, cpus: float = 8) -> Iterator[Driver]:
-    """Run a deployment on a cluster with a head and worker nodes; leave no process and no file behind."""
+def driving(
+    deployment: dict[str, Any], *, num_workers: int = 0, workers: dict[str, str] | None = None
+) -> Iterator[Driver]:
+    """Run a deployment on a cluster with a head and worker nodes; leave no process and no file behind.
+
+    workers: what kind of node each of them is, by name; else so many of the kind "worker".
+    """
+    kinds = workers or {f"n{number}": "worker" for number in range(num_workers)}
     folder = Path(tempfile.mkdtemp(prefix="sfr", dir=_PARENT))
     port = _free_port()
     deployment = {**deployment, "http": {"host": "127.0.0.1", "port": port}}
@@ -71,7 +77,7 @@ def driving(deployment: dict[str, Any], *, num_workers: int = 0, cpus: float = 8
     with (
         (folder / "stderr.txt").open("w") as errors,
         subprocess.Popen(
-            [sys.executable, "-m", "tests.deploy.driver", str(folder), str(num_workers), str(cpus)],
+            [sys.executable, "-m", "tests.deploy.driver", str(folder), json.dumps(kinds)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=errors,
@@ -117,9 +123,10 @@ def _wait_for_nobody(folder: str, before: set[int], seconds: float = 20.0) -> No
     end = time.monotonic() + seconds
     while (left := ours(folder, before)) and time.monotonic() < end:
         time.sleep(0.1)
+    names = [Path(f"/proc/{pid}/cmdline").read_text()[:200] for pid in left]
     for pid in left:
         os.kill(pid, 9)
-    assert not left, f"left behind: {left}"
+    assert not left, f"left behind: {names}"
 
 
 def _free_port() -> int:

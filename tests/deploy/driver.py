@@ -1,4 +1,4 @@
-"""Holds a Ray cluster for the tests, in a process of its own: FOLDER, number of workers, CPUs of each."""
+"""Holds a Ray cluster for the tests, in a process of its own: FOLDER, and kinds of worker nodes by name."""
 
 from __future__ import annotations
 
@@ -19,20 +19,21 @@ from sfumato.deploy.config import parse_deployment
 
 # Ray's smallest; nothing of ours is in it.
 _STORE_BYTES = 80 << 20
+# What a node says that it has; all of them share this machine.
+_CPUS = 8
 
 
 class Driver:
     """The cluster, its nodes by name, and what is deployed on it."""
 
-    def __init__(self, folder: str, num_workers: int, cpus: float) -> None:
+    def __init__(self, folder: str, workers: dict[str, str]) -> None:
         started = time.monotonic()
         self.folder = folder
-        self.cpus = cpus
         # Nodes share this folder: all of it goes with it.
         self.cluster = Cluster(
             initialize_head=True,
             head_node_args={
-                "num_cpus": cpus,
+                "num_cpus": _CPUS,
                 "resources": {"head": 100},
                 "object_store_memory": _STORE_BYTES,
                 "temp_dir": f"{folder}/ray",
@@ -41,17 +42,17 @@ class Driver:
             },
         )
         self.nodes: dict[str, Any] = {}
-        for number in range(num_workers):
-            self.add(f"n{number}")
+        for name, kind in workers.items():
+            self.add(name, kind)
         ray.init(address=self.cluster.address, log_to_driver=False)
         self.seconds = {"cluster": time.monotonic() - started}
         self.application = ""
 
-    def add(self, name: str) -> None:
+    def add(self, name: str, kind: str = "worker") -> None:
         """Let a worker node join."""
         self.nodes[name] = self.cluster.add_node(
-            num_cpus=self.cpus,
-            resources={"worker": 100, name: 100},
+            num_cpus=_CPUS,
+            resources={kind: 100},
             object_store_memory=_STORE_BYTES,
             include_log_monitor=False,
             wait=False,
@@ -120,9 +121,9 @@ def _called(command: list[str]) -> str:
 
 def main() -> None:
     """Take commands until the pipe ends."""
-    folder, num_workers, cpus = sys.argv[1:]
+    folder, workers = sys.argv[1:]
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    driver = Driver(folder, int(num_workers), float(cpus))
+    driver = Driver(folder, json.loads(workers))
     for line in sys.stdin:
         given = json.loads(line)
         answer = getattr(driver, given.pop("command"))(**given)

@@ -124,7 +124,7 @@ def wait_until(driver: Driver, is_true: Callable[[dict[str, dict[str, int]]], bo
 def test_nodes_are_killed_and_join_twice() -> None:
     models = (*TEXT_MODELS, IMAGE_MODEL)
     asks = mixed(500, 500, num_images=60)
-    with driving(deployment(*models), num_workers=3, cpus=8) as driver:
+    with driving(deployment(*models), num_workers=3) as driver:
         print("start-up:", driver.do("figures"))
         print("idle memory, MiB:", {name: round(size) for name, size in driver.do("memory").items()})
         right = right_answers(driver, models)
@@ -185,3 +185,83 @@ def test_an_upgrade_under_load() -> None:
 def mixed_of(model: str, count: int) -> list[Ask]:
     """Return requests to one model, every other one streaming."""
     return [ask(model, number % 12, is_stream=bool(number % 2)) for number in range(count)]
+
+
+def test_prefill_and_denoise_on_different_nodes_of_which_one_is_killed() -> None:
+    asks = mixed_of(SDAR, 300)
+    described = deployment(SDAR)
+    model = described["models"][SDAR]
+    model["resources"] = {"cpu": 0.5, "custom": {"denoise": 1}}
+    model["prefill"] = {"replicas": 2, "resources": {"cpu": 0.5, "custom": {"prefill": 1}}}
+    with driving(
+        described, workers={"d0": "denoise", "d1": "denoise", "p0": "prefill", "p1": "prefill"}
+    ) as driver:
+        right = right_answers(driver, (SDAR,))
+
+        def disturb(progress: Progress) -> None:
+            progress.wait_for(60)
+            driver.do("lose", name="p0")
+            driver.do("add", name="p2", kind="prefill")
+            progress.wait_for(160)
+            driver.do("lose", name="d0")
+            driver.do("add", name="d2", kind="denoise")
+
+        answers = under_load(driver, asks, disturb)
+        report("a prefill node and a denoise node killed, two joined", answers)
+        assert wrong(asks, answers, right) == []
+        assert series(driver, "sfumato_handovers", SDAR, 'outcome="arrived"') > 0
+        # The new prefill engine is found by itself, and asked.
+        wait_until(driver, lambda status: status[f"{SDAR}--prefill"] == {"RUNNING": 2})
+
+
+def test_stages_of_pictures_on_different_nodes() -> None:
+    described = deployment(IMAGE_MODEL)
+    model = described["models"][IMAGE_MODEL]
+    model["replicas"] = 1
+    for role in ("encode", "decode"):
+        model[role] = {"resources": {"cpu": 0.5, "custom": {"worker": 1}}}
+    pictures = [ask(IMAGE_MODEL, number % 4, is_stream=False) for number in range(12)]
+    with driving(deployment(IMAGE_MODEL), num_workers=1) as driver:
+        right = right_answers(driver, (IMAGE_MODEL,))
+    with driving(described, num_workers=2) as driver:
+        answers = under_load(driver, pictures, lambda progress: None)
+        assert wrong(pictures, answers, right) == []
+        assert series(driver, "sfumato_handovers", IMAGE_MODEL, 'outcome="arrived"') > 0
+
+
+def test_replicas_follow_the_load() -> None:
+    described = deployment(SDAR)
+    model = described["models"][SDAR]
+    del model["replicas"]
+    model["autoscaling"] = {
+        "max-replicas": 3,
+        "target-requests": 6,
+        "upscale-delay-seconds": 1,
+        "downscale-delay-seconds": 5,
+    }
+    with driving(described, num_workers=1) as driver:
+        assert driver.do("status")[SDAR] == {"RUNNING": 1}
+        right = right_answers(driver, (SDAR,))
+        asks = mixed_of(SDAR, 400)
+        most = 1
+
+        def disturb(progress: Progress) -> None:
+            nonlocal most
+            while progress.done < 380 and most < 2:
+                most = max(most, driver.do("status")[SDAR].get("RUNNING", 0))
+                time.sleep(0.5)
+
+        answers = under_load(driver, asks, disturb)
+        assert wrong(asks, answers, right) == []
+        assert most >= 2
+        # Those that are not needed any more go.
+        wait_until(driver, lambda status: status[SDAR] == {"RUNNING": 1})
+
+
+def series(driver: Driver, name: str, model: str, labels: str) -> float:
+    """Return one series of the front's page; the last turns are told within a moment."""
+    time.sleep(1)
+    for line in driver.http.get("/metrics").text.splitlines():
+        if line.startswith(f"{name}{{") and f'model="{model}"' in line and labels in line:
+            return float(line.rsplit(" ", 1)[1])
+    return 0.0

@@ -108,7 +108,7 @@ def test_a_poisonous_request_ends_with_its_own_error_and_takes_no_other_along(
             )
             await killing
             assert ends(poisoned["poison"]) == [FinishReason.ERROR]
-            assert "poison" in str(poisoned["poison"][-1].error)
+            assert "ended twice at the same place" in str(poisoned["poison"][-1].error)
             assert {name: tokens(outputs) for name, outputs in found.items()} == undisturbed
 
     run(serve())

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 
 class Quarantine:
-    """Lets each suspect run where no other suspect does; num_replicas: how many replicas there are now."""
+    """Lets each suspect run where no other one does; num_replicas: how many there are. Places come later."""
 
     def __init__(self, num_replicas: Callable[[], int]) -> None:
         self._num_replicas = num_replicas

@@ -35,6 +35,7 @@ class RemoteEngines:
         # Ray replaces what is gone, and a request waits for that: to clients nothing is missing.
         self.num_gone = 0
         self.num_helpers_gone = 0
+        self.num_retried = 0
         self._model = model
         self._desk = desk
         quarantine = Quarantine(lambda: len(desk.replicas(model)))
@@ -70,7 +71,7 @@ class RemoteEngines:
                 raise RequestError(message, field="request_id", value=submission.request_id)
         group = Outputs(self.abort, [submission.request_id for submission in submissions])
         runnings = [
-            Running(submission, group.put, hints_of(submission, self.info), self._sending)
+            Running(submission, group.put, self._hint, self._sending, self._note_retry)
             for submission in submissions
         ]
         for submission, running in zip(submissions, runnings, strict=True):
@@ -127,6 +128,12 @@ class RemoteEngines:
         """End what is open."""
         await self.stop(drain=False)
 
+    def _hint(self, submission: Submit) -> Hints:
+        return hints_of(submission, self.info)
+
+    def _note_retry(self) -> None:
+        self.num_retried += 1
+
     def _take_turn(self, replica: str, turn: Turn) -> None:
         """Pass a turn on; the gauges that are passed on are those of all replicas that are heard."""
         if turn.gauges is not None:
@@ -146,7 +153,9 @@ def hints_of(submission: Submit, info: EngineInfo) -> Hints:
         case ScoreSpec() as spec:
             ids, cost = spec.prompt_ids, float(len(spec.target_ids))
         case TextSpec() as spec:
-            ids, cost = spec.prompt_ids, float(spec.max_tokens)
+            # What was delivered before is fed as the prompt is.
+            ids = (*spec.prompt_ids, *spec.delivered)
+            cost = float(spec.max_tokens - len(spec.delivered))
         case ImageSpec() as spec:
             group = f"{spec.height}x{spec.width}x{spec.num_frames}"
             return Hints(cost=float(spec.num_inference_steps * spec.num_images), group=group)

@@ -19,10 +19,9 @@ from sfumato.deploy.ticket import Hints, Ticket
 from sfumato.engine.attempts import Attempts
 from sfumato.errors import EngineDied, EngineError, RequestError
 
-# A replica ends a request that is out of time; one that does not gets so much more.
 _GRACE_SECONDS = 1.0
-# Between two attempts, times the number of attempts: what is wrong may take a moment to be noticed.
-_PAUSE_SECONDS = 0.1
+# Between two attempts of which the first did not begin: what is wrong may take a moment to be noticed.
+_PAUSE_SECONDS = 0.2
 
 _log = logging.getLogger("sfumato.deploy")
 
@@ -42,13 +41,11 @@ class Patience:
     """How long and how often a request is tried.
 
     claim_seconds: that may pass until a replica asks for a request that was routed; then it is routed again.
-    wait_seconds: in which a replica must have been found, over all attempts. max_moves: how often a request
-    may lose its replica, other than by its engine's death.
+    wait_seconds: in which a replica must have been found, over all attempts.
     """
 
     claim_seconds: float = 5.0
     wait_seconds: float = 120.0
-    max_moves: int = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +60,7 @@ class Sending:
 
 @dataclass(frozen=True, slots=True)
 class _End:
-    """How an attempt ended. kind: ended, killed (its engine died), moved (any other loss), unclaimed."""
+    """How an attempt ended. kind: ended, killed (its engine died), moved (it is lost otherwise)."""
 
     kind: str
     message: str = ""
@@ -72,25 +69,32 @@ class _End:
 class Running:
     """One request until its end; accepted: done once an engine has taken it, or it has failed before.
 
-    put: takes its outputs, each token once. hints: what the router should know of it.
+    put: takes its outputs, each token once. hint: tells what a router should know of a submission.
+    on_retry: called when it has lost its engine and is to go on elsewhere.
     """
 
     def __init__(
-        self, submission: Submit, put: Callable[[Output], None], hints: Hints, sending: Sending
+        self,
+        submission: Submit,
+        put: Callable[[Output], None],
+        hint: Callable[[Submit], Hints],
+        sending: Sending,
+        on_retry: Callable[[], None],
     ) -> None:
         self.accepted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._id = submission.request_id
         self._submission = submission
         self._attempts = Attempts(submission)
         self._put = put
-        self._hints = hints
+        self._hint = hint
         self._sending = sending
-        self._deadline = None if submission.timeout is None else time.monotonic() + submission.timeout
+        self._on_retry = on_retry
         self._num_attempts = 0
         self._num_expected = 0
         self._waited_seconds = 0.0
         self._sent_at = 0.0
         self._replica: str | None = None
+        self._is_begun = False
         # Replicas that have lost it.
         self._left: frozenset[str] = frozenset()
         self._end: asyncio.Future[_End] | None = None
@@ -108,47 +112,31 @@ class Running:
                 self.accepted.set_exception(error)
                 return
             self._accept()
-            self._put(Output(request_id=self._id, finish_reason=FinishReason.ERROR, error=str(error)))
+            self._put(self._attempts.failed(error))
 
     async def _drive(self) -> None:
-        num_moves, is_suspect = 0, False
         while True:
-            end = await self._try_within_deadline(is_suspect=is_suspect)
+            self._submission = self._attempts.again()
+            left = self._attempts.seconds_left
+            # A replica ends a request that is out of time; one that cannot gets a little more.
+            async with asyncio.timeout(None if left is None else left + _GRACE_SECONDS):
+                end = await self._try()
             if end.kind == "ended":
                 return
+            place = "no replica" if self._replica is None else f"replica {self._replica}"
+            _log.warning("request %s: attempt %d on %s: %s", self._id, self._num_attempts, place, end.message)
             if self._replica is not None:
                 self._left |= {self._replica}
-            _log.warning(
-                "request %s: attempt %d on %s: %s: %s",
-                self._id,
-                self._num_attempts,
-                self._replica or "no replica",
-                end.kind,
-                end.message,
-            )
-            if end.kind == "killed":
-                is_suspect = True
-                self._attempts.lose()
-            elif end.kind == "moved":
-                num_moves += 1
-                if num_moves > self._sending.patience.max_moves:
-                    raise EngineDied(
-                        f"request {self._id!r} has lost {num_moves} replicas; the last: {end.message}"
-                    )
-            if self._deadline is not None and time.monotonic() >= self._deadline:
-                raise TimeoutError
-            self._submission = self._attempts.again()
-            await asyncio.sleep(_PAUSE_SECONDS * num_moves)
+            if self._is_begun:
+                self._attempts.lose(is_blamed=end.kind == "killed")
+                self._on_retry()
+            else:
+                await asyncio.sleep(_PAUSE_SECONDS)
+                self._note_waited()
 
-    async def _try_within_deadline(self, *, is_suspect: bool) -> _End:
-        if self._deadline is None:
-            return await self._try(is_suspect=is_suspect)
-        async with asyncio.timeout(self._deadline + _GRACE_SECONDS - time.monotonic()):
-            return await self._try(is_suspect=is_suspect)
-
-    async def _try(self, *, is_suspect: bool) -> _End:
+    async def _try(self) -> _End:
         quarantine = self._sending.quarantine
-        if not is_suspect:
+        if not self._attempts.is_suspect:
             return await self._attempt(frozenset())
         taken = await quarantine.enter(self._id)
         try:
@@ -160,11 +148,12 @@ class Running:
         """Send the request to a replica of the router's choice and wait until it has ended there."""
         desk, patience = self._sending.desk, self._sending.patience
         self._num_attempts += 1
-        self._num_expected, self._replica = 0, None
+        self._num_expected, self._replica, self._is_begun = 0, None, False
         end: asyncio.Future[_End] = asyncio.get_running_loop().create_future()
         self._end = end
-        self._hints.avoid = avoid | self._left | frozenset(desk.unable)
-        ticket = Ticket(secrets.token_hex(8), desk.front, self._hints)
+        hints = self._hint(self._submission)
+        hints.avoid = avoid | self._left | frozenset(desk.unable)
+        ticket = Ticket(secrets.token_hex(8), desk.front, hints)
         desk.open(ticket.id, self)
         self._sent_at = time.monotonic()
         call = self._sending.dispatch(ticket)
@@ -172,8 +161,7 @@ class Running:
         try:
             await asyncio.wait({end}, timeout=patience.claim_seconds)
             if not end.done() and self._replica is None:
-                self._settle("unclaimed", f"no replica asked for it within {patience.claim_seconds:g} s")
-                self._note_waited()
+                self._settle("moved", f"nobody asked for it within {patience.claim_seconds:g} s")
             return await end
         finally:
             self._end = None
@@ -218,12 +206,14 @@ class Running:
         self._replica = replica
         self._sending.quarantine.place(self._id, replica)
         _log.info("request %s: attempt %d on replica %s", self._id, self._num_attempts, replica)
-        timeout = None if self._deadline is None else max(0.001, self._deadline - time.monotonic())
+        left = self._attempts.seconds_left
+        timeout = None if left is None else max(0.001, left)
         suffix = "" if self._num_attempts == 1 else f"~{self._num_attempts}"
         return replace(self._submission, request_id=f"{self._id}{suffix}", timeout=timeout)
 
     def accept(self) -> None:
         """Take note that an engine has it."""
+        self._is_begun = True
         self._accept()
 
     def refuse(self, refusal: Refusal) -> None:
@@ -243,8 +233,9 @@ class Running:
             self._settle("moved", f"output {self._num_expected} did not arrive")
             return
         self._num_expected += 1
-        self._accept()
         fresh = self._attempts.take(replace(output, request_id=self._id))
+        if not self._attempts.is_suspect:
+            self._sending.quarantine.leave(self._id)
         if fresh is not None:
             self._put(fresh)
         if output.finish_reason is not None:
@@ -252,4 +243,5 @@ class Running:
 
     def lose(self, message: str, *, has_killed: bool) -> None:
         """End this attempt: the replica or its engine is gone."""
+        self._is_begun = self._is_begun or has_killed
         self._settle("killed" if has_killed else "moved", message)

@@ -42,6 +42,11 @@ class Engines(Protocol):
         ...
 
     @property
+    def num_retried(self) -> int:
+        """Return how often a request has lost its engine and was given to another."""
+        ...
+
+    @property
     def num_open(self) -> int:
         """Return how many requests have not ended."""
         ...
