@@ -60,7 +60,9 @@ def driving(
     kinds = workers or {f"n{number}": "worker" for number in range(num_workers)}
     folder = Path(tempfile.mkdtemp(prefix="sfr", dir=_PARENT))
     port = _free_port()
-    deployment = {**deployment, "http": {"host": "127.0.0.1", "port": port}}
+    # Nodes share a machine here, and their proxies would share a port: who is connected to one that is killed
+    # would lose the connection.
+    deployment = {**deployment, "http": {"host": "127.0.0.1", "port": port, "proxies": "head"}}
     temporary = folder / "tmp"
     (temporary / "ray").mkdir(parents=True)
     environment = {

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -15,6 +16,7 @@ from ray import serve
 from ray.cluster_utils import Cluster
 
 from sfumato.deploy.app import build
+from sfumato.deploy.command import start_proxies
 from sfumato.deploy.config import parse_deployment
 
 # Ray's smallest; nothing of ours is in it.
@@ -60,13 +62,19 @@ class Driver:
 
     def lose(self, name: str) -> None:
         """Kill a node with all that runs on it, at once."""
-        self.cluster.remove_node(self.nodes.pop(name), allow_graceful=False)
+        node = self.nodes.pop(name)
+        (raylet,) = node.all_processes["raylet"]
+        with contextlib.suppress(psutil.NoSuchProcess):
+            for process in [psutil.Process(raylet.process.pid), *_below(raylet.process.pid)]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
+        self.cluster.remove_node(node, allow_graceful=False)
 
     def deploy(self, deployment: dict[str, Any]) -> dict[str, float]:
         """Start an application, or bring it up to date."""
         started = time.monotonic()
         described = parse_deployment(deployment)
-        serve.start(http_options={"host": described.http.host, "port": described.http.port})
+        start_proxies(described)
         serve.run(build(described), name=described.name)
         self.application = described.name
         self.seconds["deploy"] = time.monotonic() - started
@@ -104,6 +112,10 @@ class Driver:
         serve.shutdown()
         ray.shutdown()
         self.cluster.shutdown()
+
+
+def _below(pid: int) -> list[psutil.Process]:
+    return list(psutil.Process(pid).children(recursive=True))
 
 
 def _called(command: list[str]) -> str:

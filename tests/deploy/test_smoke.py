@@ -73,6 +73,12 @@ def test_a_deployment_answers_as_one_process_does() -> None:
         time.sleep(0.2)
         os.kill(engines(driver)[0], signal.SIGKILL)
         assert [each.result() for each in asking] == expected
+        # The id that a client sees is in the lines of both sides.
+        named = driver.http.post("/v1/completions", json=body(PROMPTS[0])).json()["id"]
+        time.sleep(0.2)
+        logs = list(driver.folder.glob("ray/session_latest/logs/serve/replica_*.log"))
+        found = {path.name.split("_")[2] for path in logs if f"request {named}-0" in path.read_text()}
+        assert found == {"front", MODEL}
         metrics = driver.http.get("/metrics").text
         assert f'sfumato_steps_total{{kind="denoise",model="{MODEL}"}}' in metrics
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato.deploy.config import read_deployment
+from sfumato.deploy.config import PROXIES, read_deployment
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -53,10 +53,18 @@ def start(deployment: Deployment, address: str | None) -> None:
 
     try:
         ray.init(address=address, include_dashboard=False, log_to_driver=False)
-        serve.start(http_options={"host": deployment.http.host, "port": deployment.http.port})
+        start_proxies(deployment)
         serve.run(build(deployment), name=deployment.name)
     except (RuntimeError, ConnectionError) as error:
         raise ConfigError(f"Ray: {error}") from error
+
+
+def start_proxies(deployment: Deployment) -> None:
+    """Let Ray Serve listen where the deployment says, unless it does so already."""
+    from ray import serve
+
+    http = deployment.http
+    serve.start(proxy_location=PROXIES[http.proxies], http_options={"host": http.host, "port": http.port})
 
 
 def stop(deployment: Deployment, *, is_local: bool) -> None:

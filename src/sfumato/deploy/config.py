@@ -17,6 +17,8 @@ from sfumato.serve.settings_file import ModelSettings, parse_bytes
 # Keys under which names are an operator's own and keep their dashes.
 _FREE = ("models", "algorithm_parameters", "custom", "environment")
 POOLS = ("prefill", "encode", "decode")
+# Our words for Ray's.
+PROXIES = {"every-node": "EveryNode", "head": "HeadOnly", "none": "Disabled"}
 
 
 class _Section(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -114,10 +116,11 @@ class Recovery(_Section, frozen=True, kw_only=True):
 
 
 class Http(_Section, frozen=True, kw_only=True):
-    """Where Ray Serve's proxies listen, where `sfumato deploy` starts them."""
+    """Where Ray Serve's proxies listen, if `sfumato deploy` starts them; proxies: which nodes have one."""
 
     host: str = "127.0.0.1"
     port: int = 8000
+    proxies: str = "every-node"
 
 
 class Deployment(_Section, frozen=True, kw_only=True):
@@ -140,6 +143,8 @@ class Deployment(_Section, frozen=True, kw_only=True):
             raise ConfigError("'models' names no model")
         if self.routing not in ("prefix", "ray"):
             raise ConfigError(f"routing {self.routing!r} is not one of prefix, ray")
+        if self.http.proxies not in PROXIES:
+            raise ConfigError(f"http.proxies {self.http.proxies!r} is not one of {', '.join(PROXIES)}")
         _at_least("front.replicas", self.front.replicas, 1)
         for name in ("silence", "stall", "health_period", "health_timeout", "wait"):
             seconds = getattr(self.recovery, name)

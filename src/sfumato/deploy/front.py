@@ -11,6 +11,7 @@ from ray.util import get_node_ip_address
 
 from sfumato.deploy.config import FrontSettings, Recovery
 from sfumato.deploy.desk import Desk
+from sfumato.deploy.logs import join_logs
 from sfumato.deploy.remote import RemoteEngines
 from sfumato.deploy.roll import FRONT, Member, attend
 from sfumato.deploy.running import Patience
@@ -31,6 +32,7 @@ class Front:
     def __init__(
         self, settings: bytes, recovery: bytes, roll: Any, engines: dict[str, tuple[str, Any, list[Any]]]
     ) -> None:
+        join_logs()
         self._settings = msgspec.json.decode(settings, type=FrontSettings)
         self._recovery = msgspec.json.decode(recovery, type=Recovery)
         self._roll = roll

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
+import logging
 from collections.abc import Callable, Sequence
 
 from msgspec.structs import replace
@@ -15,10 +16,13 @@ from sfumato.deploy.desk import Desk
 from sfumato.deploy.quarantine import Quarantine
 from sfumato.deploy.running import Call, Patience, Running, Sending
 from sfumato.deploy.ticket import Hints, Ticket, chain_of
+from sfumato.deploy.tracing import Tracer
 from sfumato.engine.client import TurnCallback
 from sfumato.engine.outputs import Outputs
 from sfumato.engine.wire import EngineInfo
 from sfumato.errors import RequestError
+
+_log = logging.getLogger("sfumato.deploy")
 
 
 class RemoteEngines:
@@ -39,7 +43,7 @@ class RemoteEngines:
         self._model = model
         self._desk = desk
         quarantine = Quarantine(lambda: len(desk.replicas(model)))
-        self._sending = Sending(desk, dispatch, quarantine, patience)
+        self._sending = Sending(desk, Tracer(), dispatch, quarantine, patience)
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._gauges: dict[str, Gauges] = {}
         desk.on_turn[model] = self._take_turn
@@ -75,6 +79,8 @@ class RemoteEngines:
             for submission in submissions
         ]
         for submission, running in zip(submissions, runnings, strict=True):
+            # Within the HTTP request: Ray Serve writes its own id of that beside ours.
+            _log.info("request %s: came in", submission.request_id)
             # In a context of its own: calls of one HTTP request have one id, by which a router of Ray Serve's
             # finds only one of them.
             task = asyncio.create_task(

@@ -16,6 +16,7 @@ from ray.util import get_node_ip_address
 
 from sfumato.config import EngineConfig
 from sfumato.deploy.config import Recovery
+from sfumato.deploy.logs import join_logs
 from sfumato.deploy.roll import FRONT, Member, attend, helper_kind
 from sfumato.deploy.ticket import Front, Ticket
 from sfumato.deploy.worker import Worker
@@ -34,6 +35,7 @@ class EngineReplica:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self, config: bytes, model: str, recovery: bytes, roll: Any, helpers: tuple[str, ...]
     ) -> None:
+        join_logs()
         settings = msgspec.json.decode(recovery, type=Recovery)
         self._kinds = {helper_kind(role, model) for role in helpers}
         self._peers: tuple[tuple[str, str], ...] = ()
@@ -88,6 +90,7 @@ class HelperReplica:
     async def __init__(  # type: ignore[misc]  # Ray Serve awaits it
         self, config: bytes, model: str, recovery: bytes, roll: Any
     ) -> None:
+        join_logs()
         self._settings = msgspec.json.decode(recovery, type=Recovery)
         engine_config = msgspec.json.decode(config, type=EngineConfig)
         # Known to those who are on the roll alone.

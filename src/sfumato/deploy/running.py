@@ -16,6 +16,7 @@ from sfumato.core.messages import FinishReason, Output, Refusal, Submit
 from sfumato.deploy.desk import Desk
 from sfumato.deploy.quarantine import Quarantine
 from sfumato.deploy.ticket import Hints, Ticket
+from sfumato.deploy.tracing import Span, Tracer
 from sfumato.engine.attempts import Attempts
 from sfumato.errors import EngineDied, EngineError, RequestError
 
@@ -53,6 +54,7 @@ class Sending:
     """How requests of one model reach its replicas."""
 
     desk: Desk
+    tracer: Tracer
     dispatch: Callable[[Ticket], Call]
     quarantine: Quarantine
     patience: Patience
@@ -89,6 +91,7 @@ class Running:
         self._hint = hint
         self._sending = sending
         self._on_retry = on_retry
+        self._trace = sending.tracer.parent()
         self._num_attempts = 0
         self._num_expected = 0
         self._waited_seconds = 0.0
@@ -102,7 +105,9 @@ class Running:
     async def drive(self) -> None:
         """Run to the end; every failure becomes the request's own."""
         try:
-            await self._drive()
+            with self._sending.tracer.span("request", self._id, self._trace) as span:
+                self._trace = self._sending.tracer.parent()
+                await self._drive(span)
         except TimeoutError:
             self._accept()
             self._put(Output(request_id=self._id, finish_reason=FinishReason.TIMEOUT))
@@ -114,7 +119,7 @@ class Running:
             self._accept()
             self._put(self._attempts.failed(error))
 
-    async def _drive(self) -> None:
+    async def _drive(self, span: Span) -> None:
         while True:
             self._submission = self._attempts.again()
             left = self._attempts.seconds_left
@@ -125,6 +130,7 @@ class Running:
                 return
             place = "no replica" if self._replica is None else f"replica {self._replica}"
             _log.warning("request %s: attempt %d on %s: %s", self._id, self._num_attempts, place, end.message)
+            span.add_event("lost", {"replica": self._replica or "", "reason": end.message})
             if self._replica is not None:
                 self._left |= {self._replica}
             if self._is_begun:
@@ -153,7 +159,7 @@ class Running:
         self._end = end
         hints = self._hint(self._submission)
         hints.avoid = avoid | self._left | frozenset(desk.unable)
-        ticket = Ticket(secrets.token_hex(8), desk.front, hints)
+        ticket = Ticket(secrets.token_hex(8), desk.front, self._trace, hints)
         desk.open(ticket.id, self)
         self._sent_at = time.monotonic()
         call = self._sending.dispatch(ticket)

@@ -38,15 +38,16 @@ class Hints:
 
 @dataclass(frozen=True, slots=True)
 class Ticket:
-    """All that a replica is told through Ray: which request waits for it, and where."""
+    """All that a replica is told through Ray: which request waits for it, where, and in which trace."""
 
     id: str
     front: Front
+    trace: dict[str, str] = field(default_factory=dict, compare=False)
     hints: Hints = field(default_factory=Hints, compare=False)
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel without the hints: the router has read them."""
-        return Ticket, (self.id, self.front)
+        return Ticket, (self.id, self.front, self.trace)
 
 
 def chain_of(token_ids: tuple[int, ...]) -> tuple[int, ...]:

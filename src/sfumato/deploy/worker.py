@@ -12,6 +12,7 @@ from msgspec.structs import replace
 from sfumato.core.messages import FinishReason, Gauges, Output, Refusal, StepStats, Submit, Turn
 from sfumato.deploy.links import Link, Links
 from sfumato.deploy.ticket import Front, Ticket
+from sfumato.deploy.tracing import Tracer
 from sfumato.deploy.wire import Accepted, Answered, Asked, Lost, News, Refused, Told
 from sfumato.engine.client import EngineClient
 from sfumato.errors import EngineDied, EngineError, RequestError, SfumatoError
@@ -61,6 +62,7 @@ class Worker:
             on_watch=lambda is_on: engine.watch(is_on=is_on),
             on_asked=self._note_asked,
         )
+        self._tracer = Tracer()
         self._answering: set[asyncio.Task[None]] = set()
         engine.on_turn = self._take_turn
         self._tasks = [asyncio.create_task(self._tell()), asyncio.create_task(self._watch_engine())]
@@ -85,9 +87,11 @@ class Worker:
             if submission is None:
                 return
             request_id = submission.request_id
-            _log.info("request %s on replica %s", request_id, self._replica)
-            await self._submit(run, submission)
-            await run.ended.wait()
+            _log.info("request %s: begins on replica %s", request_id, self._replica)
+            with self._tracer.span("run", request_id, ticket.trace):
+                await self._submit(run, submission)
+                await run.ended.wait()
+            _log.info("request %s: ended on replica %s", request_id, self._replica)
         except BaseException:
             self.engine.abort(request_id)
             raise
