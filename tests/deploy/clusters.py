@@ -59,23 +59,12 @@ def driving(
     """
     kinds = workers or {f"n{number}": "worker" for number in range(num_workers)}
     folder = Path(tempfile.mkdtemp(prefix="sfr", dir=_PARENT))
-    port = _free_port()
+    port = free_port()
     # Nodes share a machine here, and their proxies would share a port: who is connected to one that is killed
     # would lose the connection.
     deployment = {**deployment, "http": {"host": "127.0.0.1", "port": port, "proxies": "head"}}
-    temporary = folder / "tmp"
-    (temporary / "ray").mkdir(parents=True)
-    environment = {
-        **os.environ,
-        # Its own: without it, Ray draws one and leaves it in the user's home.
-        "RAY_AUTH_TOKEN": "0" * 32,
-        "RAY_DEDUP_LOGS": "0",
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_PROXY_USE_GRPC": "1",
-        "OMP_NUM_THREADS": "1",
-        "TMPDIR": str(temporary),
-    }
-    before = _everything()
+    environment = environment_of(folder)
+    before = everything()
     with (
         (folder / "stderr.txt").open("w") as errors,
         subprocess.Popen(
@@ -99,11 +88,28 @@ def driving(
             process.wait(60)
         finally:
             process.kill()
-            _wait_for_nobody(str(folder), before)
+            wait_for_nobody(str(folder), before)
             shutil.rmtree(folder, ignore_errors=True)
 
 
-def _everything() -> set[int]:
+def environment_of(folder: Path) -> dict[str, str]:
+    """Return an environment in which Ray leaves nothing outside a folder."""
+    temporary = folder / "tmp"
+    (temporary / "ray").mkdir(parents=True)
+    return {
+        **os.environ,
+        # Its own: without it, Ray draws one and leaves it in the user's home.
+        "RAY_AUTH_TOKEN": "0" * 32,
+        "RAY_DEDUP_LOGS": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_PROXY_USE_GRPC": "1",
+        "OMP_NUM_THREADS": "1",
+        "TMPDIR": str(temporary),
+    }
+
+
+def everything() -> set[int]:
+    """Return all processes."""
     return {int(path.name) for path in Path("/proc").iterdir() if path.name.isdigit()}
 
 
@@ -118,10 +124,11 @@ def _mentions(pid: int, text: str) -> bool:
 
 def ours(folder: str, before: set[int]) -> list[int]:
     """Return the processes of a cluster: those that know its folder."""
-    return [pid for pid in _everything() - before if is_running(pid) and _mentions(pid, folder)]
+    return [pid for pid in everything() - before if is_running(pid) and _mentions(pid, folder)]
 
 
-def _wait_for_nobody(folder: str, before: set[int], seconds: float = 20.0) -> None:
+def wait_for_nobody(folder: str, before: set[int], seconds: float = 20.0) -> None:
+    """Wait until no process of a cluster is left. Raises AssertionError naming those that are."""
     end = time.monotonic() + seconds
     while (left := ours(folder, before)) and time.monotonic() < end:
         time.sleep(0.1)
@@ -131,7 +138,8 @@ def _wait_for_nobody(folder: str, before: set[int], seconds: float = 20.0) -> No
     assert not left, f"left behind: {names}"
 
 
-def _free_port() -> int:
+def free_port() -> int:
+    """Return a port that nobody listens on."""
     with socket.create_server(("127.0.0.1", 0)) as probe:
         port: int = probe.getsockname()[1]
         return port

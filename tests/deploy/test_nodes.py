@@ -236,6 +236,7 @@ def test_replicas_follow_the_load() -> None:
     model["autoscaling"] = {
         "max-replicas": 3,
         "target-requests": 6,
+        "look-back-seconds": 3,
         "upscale-delay-seconds": 1,
         "downscale-delay-seconds": 5,
     }

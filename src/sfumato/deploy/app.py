@@ -30,6 +30,8 @@ _ROUTERS = {"prefix": "sfumato.deploy.router.PrefixRouter"}
 # Everybody on the roll waits at it for the next change.
 _MAX_ROLL_CALLS = 100_000
 _ROLL_CPUS = 0.0
+# What keeps an engine from starting is mostly the same the next time.
+_MAX_STARTS = 3
 # A replica that is to go looks so often whether its last request has ended.
 _LOOK_SECONDS = 0.2
 # The front logs every request; a line for each of its calls within the cluster says nothing more.
@@ -132,6 +134,7 @@ def _common(
         "health_check_period_s": deployment.recovery.health_period,
         "health_check_timeout_s": deployment.recovery.health_timeout,
         "logging_config": _QUIET,
+        "max_constructor_retry_count": _MAX_STARTS,
         "ray_actor_options": {**actor, "runtime_env": {"env_vars": dict(model.environment)}},
     }
     if config.tensor_parallel > 1:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 import threading
 from pathlib import Path
@@ -14,6 +15,8 @@ from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
     from sfumato.deploy.config import Deployment
+
+_OURS = "sfumato.errors."
 
 
 def deploy(
@@ -52,11 +55,16 @@ def start(deployment: Deployment, address: str | None) -> None:
     from sfumato.deploy.app import build
 
     try:
-        ray.init(address=address, include_dashboard=False, log_to_driver=False)
+        if address is None:
+            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+        else:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         start_proxies(deployment)
         serve.run(build(deployment), name=deployment.name)
-    except (RuntimeError, ConnectionError) as error:
-        raise ConfigError(f"Ray: {error}") from error
+    except ConnectionError as error:
+        raise ConfigError(f"--address {address}: {_last_line(str(error))}") from error
+    except RuntimeError as error:
+        raise ConfigError(f"Ray: {_reason(deployment.name) or _last_line(str(error))}") from error
 
 
 def start_proxies(deployment: Deployment) -> None:
@@ -77,6 +85,22 @@ def stop(deployment: Deployment, *, is_local: bool) -> None:
     else:
         serve.delete(deployment.name)
     ray.shutdown()
+
+
+def _reason(name: str) -> str | None:
+    """Return the error of ours that keeps an application from starting, if it is one."""
+    from ray import serve
+
+    application = serve.status().applications.get(name)
+    for deployment in application.deployments.values() if application is not None else ():
+        for line in deployment.message.splitlines():
+            if line.strip().startswith(_OURS):
+                return str(line).strip().removeprefix(_OURS)
+    return None
+
+
+def _last_line(text: str) -> str:
+    return [line.strip() for line in text.splitlines() if line.strip()][-1]
 
 
 def _url(deployment: Deployment) -> str:

@@ -41,12 +41,14 @@ class Autoscaling(_Section, frozen=True, kw_only=True):
     """How many replicas there are: enough for the requests, and more where steps take longer than they may.
 
     target_requests: per replica, running and waiting. target_step_seconds: None does not ask.
+    look_back_seconds: both are means over so long.
     """
 
     min_replicas: int = 1
     max_replicas: int = 1
     target_requests: float = 16.0
     target_step_seconds: float | None = None
+    look_back_seconds: float = 15.0
     upscale_delay_seconds: float = 10.0
     downscale_delay_seconds: float = 120.0
 
@@ -255,6 +257,7 @@ def _check_model(checkpoint: str, model: Model) -> None:
     for name, value in (
         ("target-requests", scaling.target_requests),
         ("target-step-seconds", scaling.target_step_seconds),
+        ("look-back-seconds", scaling.look_back_seconds),
     ):
         if value is not None and not value > 0:
             raise ConfigError(f"{where}.autoscaling.{name} {value:g} must be above 0")

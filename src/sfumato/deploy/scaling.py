@@ -11,6 +11,8 @@ if TYPE_CHECKING:
     from ray.serve.config import AutoscalingContext
 
 _POLICY = "sfumato.deploy.scaling:StepPolicy"
+# Replicas and fronts report so often within the time that is looked back.
+_REPORTS = 5
 # Steps that are a little slower than they should be are not worth a replica.
 _TOLERANCE = 1.1
 
@@ -65,6 +67,8 @@ def autoscaling_options(scaling: Autoscaling) -> dict[str, Any]:
         "min_replicas": scaling.min_replicas,
         "max_replicas": scaling.max_replicas,
         "target_ongoing_requests": scaling.target_requests,
+        "look_back_period_s": scaling.look_back_seconds,
+        "metrics_interval_s": scaling.look_back_seconds / _REPORTS,
         "upscale_delay_s": scaling.upscale_delay_seconds,
         "downscale_delay_s": scaling.downscale_delay_seconds,
         "policy": {
