@@ -141,4 +141,4 @@ class Lane:
         with self._recorder.region("advance"):
             outcomes = outcomes_of(result, requests)
         self._free_since = time.perf_counter()
-        return Finished(plan, requests, result, outcomes, idle_seconds)
+        return Finished(plan, requests, result, outcomes, idle_seconds, self._free_since - started)

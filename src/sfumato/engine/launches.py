@@ -27,7 +27,8 @@ class Finished:
     """A launch whose outcome is known.
 
     plan: as it was planned. result: of the rows that ran. outcomes: by request id; one that had ended before
-    its rows could run has none. idle_seconds: for how long the lane had nothing to run before.
+    its rows could run has none. idle_seconds: for how long the lane had nothing to run before. own_seconds:
+    from its beginning until each request had taken its results, None where that overlaps with another launch.
     """
 
     plan: StepPlan
@@ -35,6 +36,12 @@ class Finished:
     result: StepResult
     outcomes: Mapping[str, Outcome]
     idle_seconds: float = 0.0
+    own_seconds: float | None = None
+
+    @property
+    def step_seconds(self) -> float:
+        """Return what the step has taken of the lane's time: what each request does alone is part of it."""
+        return self.result.device_seconds if self.own_seconds is None else self.own_seconds
 
     @property
     def num_wasted(self) -> int:

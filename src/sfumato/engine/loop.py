@@ -118,7 +118,7 @@ class EngineLoop:
         for lane, finished in self.collect():
             self.apply(finished)
             if finished.result.rows:
-                self.scheduler.note_step(finished.plan, finished.result.device_seconds)
+                self.scheduler.note_step(finished.plan, finished.step_seconds)
             started = self._count(lane, finished, started)
         self.handover.send(self.leaving(), self)
         if self._is_draining and not self.live and all(lane.sync.may_leave for lane in self.lanes):

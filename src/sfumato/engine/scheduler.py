@@ -15,7 +15,7 @@ from sfumato.core.plan import ALL_KINDS, Cost, Row, RowKind, StepPlan
 from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request, Standing, Status
 from sfumato.engine.limits import Limits
-from sfumato.engine.step_times import StepTimes
+from sfumato.engine.step_times import TEXT_SHARE, StepTimes
 from sfumato.errors import EngineError
 
 # Shortest first, a running request that has not run for this many steps goes first; or for so many times the
@@ -48,7 +48,8 @@ class Scheduler:
     """Plans one step at a time over the live requests.
 
     clock: seconds, monotonic; decides only how long a request has waited.
-    takes: whether a running request's next rows are a peer's; such a one is left alone.
+    takes: whether a running request's next rows are a peer's; such a one is left alone. rate_share: how near
+    to the rate of an endless step one has to be, where the order asks how large steps should be.
     """
 
     def __init__(
@@ -57,6 +58,8 @@ class Scheduler:
         pages: PageCache,
         clock: Callable[[], float],
         recorder: Recorder = UNRECORDED,
+        *,
+        rate_share: float = TEXT_SHARE,
     ) -> None:
         self.takes: Callable[[Request], bool] = lambda request: False
         self._limits = limits
@@ -66,7 +69,7 @@ class Scheduler:
         self._launch_id = 0
         self._step = 0
         self._prefill_streak = 0
-        self._step_times = StepTimes()
+        self._step_times = StepTimes(rate_share)
         self.num_retractions = 0
 
     def plan(self, live: Mapping[str, Request], kinds: frozenset[RowKind] = ALL_KINDS) -> StepPlan:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-# A step is large enough where it runs at this share of the rate that an endless one would have: what less
-# gives up of the throughput, and more of the latency of short requests, is in docs/benchmarks.md.
-_ENOUGH = 0.92
+# A step of text is large enough where it runs at this share of the rate that an endless one would have: what
+# less gives up of the throughput, and more of the latency of short requests, is in docs/benchmarks.md.
+TEXT_SHARE = 0.92
 # What an observation still weighs after the next one.
 _MEMORY = 0.98
 _MIN_WEIGHT = 8.0
@@ -19,8 +19,10 @@ class StepTimes:
 
     A step of n tokens takes a + b n seconds and runs at b n / (a + b n) of the rate that it nears: small
     steps waste the time a that every step costs, and beyond some size there is nothing left to gain.
+    share: of that rate which is enough.
     """
 
+    share: float = TEXT_SHARE
     _weight: float = 0.0
     _tokens: float = 0.0
     _seconds: float = 0.0
@@ -48,4 +50,4 @@ class StepTimes:
         if per_token <= 0.0:
             return UNLIMITED
         fixed = max(0.0, mean_seconds - per_token * mean)
-        return max(1, int(_ENOUGH / (1 - _ENOUGH) * fixed / per_token))
+        return max(1, int(self.share / (1 - self.share) * fixed / per_token))

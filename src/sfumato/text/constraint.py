@@ -63,8 +63,14 @@ class Constraint:
             np.bool_
         )
 
-    def restrict(self, canvas: Canvas, decision: Decision) -> Decision:
-        """Return a decision of which only what the grammar takes, from the frontier on, is left."""
+    def restrict(self, canvas: Canvas, decision: Decision, *, decides_at_end: bool = False) -> Decision:
+        """Return a decision of which only what the grammar takes, from the frontier on, is left.
+
+        decides_at_end: nothing is decided before the algorithm ends the block; then, in this step and those
+        behind it, what is left of each.
+        """
+        if decides_at_end and not decision.done:
+            return decision
         tokens, transfer = decision.tokens.copy(), np.zeros_like(decision.transfer)
         logprob = None if decision.logprob is None else decision.logprob.copy()
         first = self.follow(canvas) - decision.start
@@ -91,7 +97,7 @@ class Constraint:
                 break
             num_read += 1
         self._matcher.rollback(num_read)
-        return replace(decision, tokens=tokens, transfer=transfer, logprob=logprob, renoised=None, done=None)
+        return replace(decision, tokens=tokens, transfer=transfer, logprob=logprob, done=None)
 
     def _check(self) -> None:
         """Raise RequestError where the automaton met one of its limits; it then calls itself stopped."""

@@ -198,7 +198,12 @@ def _statistics(members: list[Window], packed: PackedStatistics, ids: Tensor, at
             packed.top_logprobs[at].exp() if has_top and packed.top_logprobs is not None else None
         ),
         asked_logprobs=None if asked is None else asked[at],
-        soft_embedding=(soft[at] if soft is not None and any(row.soft_embedding for row in wanted) else None),
+        soft_embedding=(
+            # Where nothing was read nothing is expected; what stands there is a neighbour's.
+            soft[at].masked_fill(~was_read[..., None], 0.0)
+            if soft is not None and any(row.soft_embedding for row in wanted)
+            else None
+        ),
     )
 
 

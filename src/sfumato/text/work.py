@@ -269,7 +269,9 @@ class TextWork:
         if self._delivered.is_open(canvas):
             decision = self._delivered.hold(decision)
         if self.constraint is not None:
-            decision = self.constraint.restrict(canvas, decision)
+            decision = self.constraint.restrict(
+                canvas, decision, decides_at_end=self.algorithm.decides_at_end
+            )
         self._denoise_steps += 1
         chosen = self._write(decision)
         if self.spec.logprobs is not None:

@@ -45,7 +45,9 @@ class DiscreteDDIM(Algorithm):
 
     is_monotone: ClassVar[bool] = False
     renoises: ClassVar[bool] = True
-    obeys_grammars: ClassVar[bool] = False
+    # What a grammar left of a block's last step goes on being expected from.
+    reads_decided: ClassVar[bool] = True
+    decides_at_end: ClassVar[bool] = True
 
     @property
     def needs_uniform(self) -> bool:
@@ -93,7 +95,8 @@ class DiscreteDDIM(Algorithm):
         renoised = view.token_ids.clone()
         done = torch.zeros_like(view.step, dtype=torch.bool)
         for index, row in enumerate(rows):
-            step = int(view.step[index])
+            # Where a grammar left some of the last step out, that step is taken again.
+            step = min(int(view.step[index]), row._num_forwards() - 1)
             turn, phase = divmod(step, 1 + row.corrector_steps)
             if phase:
                 renoised[index] = _corrected(row, view, statistics, index)

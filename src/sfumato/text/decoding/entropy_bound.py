@@ -64,7 +64,9 @@ class EntropyBound(Algorithm):
 
     is_monotone: ClassVar[bool] = False
     renoises: ClassVar[bool] = True
-    obeys_grammars: ClassVar[bool] = False
+    # What a grammar left of a block's last step goes on being expected from.
+    reads_decided: ClassVar[bool] = True
+    decides_at_end: ClassVar[bool] = True
 
     @property
     def needs_vocabulary(self) -> bool:
@@ -75,8 +77,11 @@ class EntropyBound(Algorithm):
         return Wanted(best=True, entropy=True, soft_embedding=True)
 
     def wanted_at(self, step: int) -> Wanted:
-        """A block's last step has no successor to expect anything for."""
-        return Wanted(best=True, entropy=True, soft_embedding=step + 1 < self.max_denoising_steps)
+        """A block's last step has no successor to expect anything for, unless a grammar left some out."""
+        return Wanted(best=True, entropy=True, soft_embedding=self._expects(step))
+
+    def _expects(self, step: int) -> bool:
+        return step + 1 != self.max_denoising_steps
 
     def walk(self, canvas: Canvas, spec: TextSpec, traits: ModelTraits) -> Walk:
         """Open blocks of random tokens and cool down."""
@@ -132,7 +137,9 @@ class EntropyBound(Algorithm):
             renoised=renoised,
             done=is_done,
             states=[
-                _next_guess(row, statistics, states[index], index, length)
+                _next_guess(
+                    row, statistics, states[index], index, length, expects=row._expects(int(view.step[index]))
+                )
                 for index, (row, length) in enumerate(zip(rows, view.block_length, strict=True))
             ],
         )
@@ -155,11 +162,19 @@ def _is_stable(best: Tensor, state: Guess | None, demanded: int) -> bool:
 
 
 def _next_guess(
-    row: EntropyBound, statistics: Statistics, state: Guess | None, index: int, length: int
+    row: EntropyBound,
+    statistics: Statistics,
+    state: Guess | None,
+    index: int,
+    length: int,
+    *,
+    expects: bool,
 ) -> Guess:
     assert statistics.best is not None
     newest = statistics.best[index : index + 1, :length]
     before = newest[:0] if state is None else state.history
     history = torch.cat((newest, before))[: max(1, row.stability_threshold)]
-    soft = None if statistics.soft_embedding is None else statistics.soft_embedding[index, :length]
+    soft = statistics.soft_embedding
+    # A neighbour's wish is not this row's.
+    soft = soft[index, :length] if soft is not None and expects else None
     return Guess(history=history, soft_embedding=soft)

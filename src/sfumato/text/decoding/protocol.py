@@ -134,7 +134,8 @@ class Algorithm(ABC):
     spans_canvas: all of a canvas is one block, whatever block length was asked for.
     renoises: undecided positions show random tokens, for models without a mask token.
     runs_ahead: its next step can begin before the host knows what this one decides: its state is None or a
-    tensor. obeys_grammars: of its decisions, some may be left out.
+    tensor. obeys_grammars: of its decisions, some may be left out. decides_at_end: a block is decided by the
+    step that ends it, or, where some of that is left out, by those behind it.
     """
 
     __slots__ = ()
@@ -145,6 +146,7 @@ class Algorithm(ABC):
     renoises: ClassVar[bool] = False
     runs_ahead: ClassVar[bool] = False
     obeys_grammars: ClassVar[bool] = True
+    decides_at_end: ClassVar[bool] = False
 
     @property
     def needs_uniform(self) -> bool:

@@ -46,7 +46,6 @@ class UniformRefinement(Algorithm):
     is_monotone: ClassVar[bool] = False
     reads_decided: ClassVar[bool] = True
     renoises: ClassVar[bool] = True
-    obeys_grammars: ClassVar[bool] = False
 
     @property
     def needs_vocabulary(self) -> bool:
