@@ -94,6 +94,12 @@ class Driver:
         found = serve.status().applications[self.application].deployments
         return {name: dict(each.replica_states) for name, each in found.items()}
 
+    def bundles(self) -> list[dict[str, float]]:
+        """Return what the placement groups that are there have reserved, one bundle each."""
+        groups = ray.util.placement_group_table().values()
+        there = [group for group in groups if group["state"] == "CREATED"]
+        return [dict(bundle) for group in there for bundle in group["bundles"].values()]
+
     def memory(self) -> dict[str, float]:
         """Return the proportional memory of this cluster's processes in MiB, by what they are."""
         found: dict[str, float] = {}

@@ -162,9 +162,13 @@ def test_a_replica_that_stands_still(what: str) -> None:
         assert wrong(asks[:20], after, right) == []
 
 
-def test_an_upgrade_under_load() -> None:
+# With half a second, most of what runs does not finish where it is.
+@pytest.mark.parametrize("drain", [60, 0.5])
+def test_an_upgrade_under_load(drain: float) -> None:
     asks = mixed_of(SDAR, 200)
-    with driving(deployment(SDAR), num_workers=2) as driver:
+    described = deployment(SDAR)
+    described["recovery"] = {**RECOVERY, "drain": drain}
+    with driving(described, num_workers=2) as driver:
         right = right_answers(driver, (SDAR,))
         before = {process.pid for process in processes(driver, "sfumato.engine.process")}
 
@@ -172,10 +176,10 @@ def test_an_upgrade_under_load() -> None:
             progress.wait_for(30)
             # Another setting of the engine: every replica is replaced.
             changed = deployment(SDAR, **{"max-running-requests": 12})
-            driver.do("begin", deployment={**changed, "http": driver.deployment["http"]})
+            driver.do("begin", deployment={**driver.deployment, "models": changed["models"]})
 
         answers = under_load(driver, asks, disturb)
-        report("an upgrade", answers)
+        report(f"an upgrade, {drain:g} s to finish", answers)
         assert wrong(asks, answers, right) == []
         wait_until(driver, lambda status: status[SDAR] == {"RUNNING": 2})
         now = {process.pid for process in processes(driver, "sfumato.engine.process")}
@@ -212,6 +216,40 @@ def test_prefill_and_denoise_on_different_nodes_of_which_one_is_killed() -> None
         assert series(driver, "sfumato_handovers", SDAR, 'outcome="arrived"') > 0
         # The new prefill engine is found by itself, and asked.
         wait_until(driver, lambda status: status[f"{SDAR}--prefill"] == {"RUNNING": 2})
+
+
+def test_ranks_share_a_placement_group() -> None:
+    described = deployment(SDAR, **{"tensor-parallel": 2})
+    asks = mixed_of(SDAR, 24)
+    with driving(described, num_workers=2) as driver:
+        assert driver.do("bundles") == [{"CPU": 0.5, "worker": 1.0}] * 2
+        assert len(processes(driver, "sfumato.engine.follower")) == 2
+        right = right_answers(driver, (SDAR,))
+
+        def disturb(progress: Progress) -> None:
+            # A rank that dies ends its engine.
+            processes(driver, "sfumato.engine.follower")[0].kill()
+
+        answers = under_load(driver, asks, disturb)
+        assert wrong(asks, answers, right) == []
+
+
+def test_two_fronts_have_one_page() -> None:
+    described = deployment(SDAR)
+    described["front"] = {"replicas": 2, "resources": {"custom": {"head": 1}}}
+    asks = mixed_of(SDAR, 60)
+    with driving(described, num_workers=2) as driver:
+        right = right_answers(driver, (SDAR,))
+        answers = under_load(driver, asks, lambda progress: None)
+        assert wrong(asks, answers, right) == []
+        time.sleep(3)
+        counts = set()
+        for _ in range(6):
+            page = driver.http.get("/metrics").text
+            lines = [line for line in page.splitlines() if line.startswith("sfumato_requests_total")]
+            counts.add(sum(float(line.rsplit(" ", 1)[1]) for line in lines))
+            assert page.count("\nsfumato_engine_up{") == 1
+        assert counts == {60.0}
 
 
 def test_stages_of_pictures_on_different_nodes() -> None:

@@ -29,6 +29,8 @@ from sfumato.deploy.wire import (
     Grant,
     Lost,
     News,
+    Page,
+    PageAsked,
     Refused,
     Told,
     Void,
@@ -84,11 +86,13 @@ class Desk:
     """Listens for replicas. All methods belong to the event loop that made it.
 
     Connections are encrypted, and only who was told this desk's key through the cluster can make one.
-    on_turn: by model, who wants to know of steps. unable: replicas that were given up, or have no engine.
+    on_turn: by model, who wants to know of steps. page: what other fronts are told of this one.
+    unable: replicas that were given up, or have no engine.
     """
 
     def __init__(self, host: str, *, silence_seconds: float) -> None:
         self.on_turn: dict[str, TurnOf] = {}
+        self.page: Callable[[], str] = lambda: ""
         self.unable: dict[str, None] = {}
         self._tick_seconds = silence_seconds / TICKS
         self._codec = Codec()
@@ -203,6 +207,8 @@ class Desk:
                 on_turn = self.on_turn.get(replica.model)
                 if on_turn is not None:
                     on_turn(replica.name, turn)
+            case PageAsked(token=token):
+                self._send(identity, Page(token=token, text=self.page()))
             case Answered(token=token):
                 _, answer = self._asked.get(token, (b"", None))
                 if answer is not None and not answer.done():

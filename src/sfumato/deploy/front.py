@@ -3,23 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Any
 
 import msgspec
+from prometheus_client import generate_latest
 from ray import serve
 from ray.util import get_node_ip_address
 
 from sfumato.deploy.config import FrontSettings, Recovery
 from sfumato.deploy.desk import Desk
+from sfumato.deploy.links import Links
 from sfumato.deploy.logs import join_logs
+from sfumato.deploy.pages import joined
 from sfumato.deploy.remote import RemoteEngines
 from sfumato.deploy.roll import FRONT, Member, attend
 from sfumato.deploy.running import Patience
+from sfumato.deploy.ticket import Front as Address
 from sfumato.engine.wire import EngineInfo
 from sfumato.serve.app import create_app
 from sfumato.serve.registry import Registry, ServedModel
 from sfumato.serve.settings import ServerSettings
 from sfumato.serve.settings_file import parse_bytes
+
+# A front that does not answer within this is missing on the page.
+_PAGE_SECONDS = 1.0
 
 
 @serve.ingress()
@@ -37,6 +45,9 @@ class Front:
         self._recovery = msgspec.json.decode(recovery, type=Recovery)
         self._roll = roll
         self._engines = engines
+        self._others: dict[str, Address] = {}
+        self._links: Links | None = None
+        self._models: list[ServedModel] = []
 
     async def __serve_build_asgi_app__(self) -> Any:
         """Return the application, once every model has a replica that is loaded."""
@@ -45,9 +56,8 @@ class Front:
         name = serve.get_replica_context().replica_id.unique_id
         front = self._desk.front
         member = Member(FRONT, name, front.address, front.key)
-        self._attending = asyncio.create_task(attend(self._roll, member, lambda _: None))
+        self._attending = asyncio.create_task(attend(self._roll, member, self._note_fronts))
         patience = Patience(claim_seconds=recovery.silence, wait_seconds=recovery.wait)
-        self._models = []
         for served, (model, handle, _) in self._engines.items():
             info = msgspec.msgpack.decode(await handle.describe.remote(), type=EngineInfo)
             client = RemoteEngines(info, model, self._desk, handle.run.remote, patience)
@@ -57,10 +67,26 @@ class Front:
             health_timeout=self._settings.health_timeout,
             max_body_bytes=parse_bytes(self._settings.max_body_bytes, "front.max-body-bytes"),
         )
-        return create_app(Registry(self._models), settings)
+        app = create_app(Registry(self._models), settings)
+        if self._settings.replicas > 1:
+            self._desk.page = lambda: generate_latest(app.state.metrics.registry).decode()
+            self._links = Links.of_front(name, silence_seconds=recovery.silence)
+            app.state.join_pages = partial(self._join_pages, name, self._links)
+        return app
+
+    def _note_fronts(self, members: list[Member]) -> None:
+        own = self._desk.front
+        fronts = {each.name: Address(each.address, each.key) for each in members if each.kind == FRONT}
+        self._others = {name: front for name, front in fronts.items() if front != own}
+
+    async def _join_pages(self, name: str, links: Links, page: str) -> str:
+        """Return the page of all fronts that answer in time."""
+        return joined({name: page, **await links.pages(self._others, timeout=_PAGE_SECONDS)})
 
     async def __del__(self) -> None:
         self._attending.cancel()
         for model in self._models:
             await model.close()
+        if self._links is not None:
+            await self._links.close()
         await self._desk.close()

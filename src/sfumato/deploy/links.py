@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,7 +17,19 @@ from zmq.sugar.context import Context
 from sfumato.core.messages import Submit
 from sfumato.deploy.desk import TICKS
 from sfumato.deploy.ticket import Front
-from sfumato.deploy.wire import Asked, Beat, Claim, Codec, FromFront, FromReplica, Grant, Void, Watching
+from sfumato.deploy.wire import (
+    Asked,
+    Beat,
+    Claim,
+    Codec,
+    FromFront,
+    FromReplica,
+    Grant,
+    Page,
+    PageAsked,
+    Void,
+    Watching,
+)
 
 # What was sent last must reach a front before this process goes; one that is gone is waited for no longer.
 _LAST_WORDS_MILLISECONDS = 1000
@@ -43,6 +56,17 @@ class Link:
     quiet: int = 0
     tickets: dict[str, _Ticket] = field(default_factory=dict)
     reader: asyncio.Task[None] | None = None
+    pages: dict[int, asyncio.Future[str]] = field(default_factory=dict)
+
+    async def page(self, token: int) -> str:
+        """Return the front's page of metrics."""
+        found: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+        self.pages[token] = found
+        try:
+            self.send(PageAsked(token=token))
+            return await found
+        finally:
+            del self.pages[token]
 
     async def claim(self, ticket: str, on_void: OnVoid) -> Submit | None:
         """Return the request of a ticket, or None if nobody waits for it; `leave` when it has ended."""
@@ -98,7 +122,32 @@ class Links:
         self._watching: set[Front] = set()
         self._context = Context()
         self._keys = zmq.curve_keypair()
+        self._tokens = itertools.count(1)
         self._ticker = asyncio.create_task(self._tick())
+
+    @classmethod
+    def of_front(cls, name: str, *, silence_seconds: float) -> Links:
+        """Return the links of a front to others: it asks for their pages and serves no model."""
+        return cls(
+            name,
+            "",
+            silence_seconds=silence_seconds,
+            on_watch=lambda is_on: None,
+            on_asked=lambda link, asked: None,
+        )
+
+    async def pages(self, fronts: Mapping[str, Front], *, timeout: float) -> dict[str, str]:
+        """Return the pages of fronts by their names, of those that answer in time."""
+        asking = {
+            name: asyncio.create_task(self.to(front).page(next(self._tokens)))
+            for name, front in fronts.items()
+        }
+        if asking:
+            await asyncio.wait(asking.values(), timeout=timeout)
+        found = {name: task.result() for name, task in asking.items() if task.done()}
+        for task in asking.values():
+            task.cancel()
+        return found
 
     def to(self, front: Front) -> Link:
         """Return the link to a front; connects where there is none."""
@@ -149,6 +198,10 @@ class Links:
                 self._watch(link.front, is_on=is_on)
             case Asked():
                 self._on_asked(link, message)
+            case Page(token=token, text=text):
+                asking = link.pages.get(token)
+                if asking is not None and not asking.done():
+                    asking.set_result(text)
 
     def _watch(self, front: Front, *, is_on: bool) -> None:
         before = bool(self._watching)

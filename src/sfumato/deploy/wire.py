@@ -93,8 +93,21 @@ class Answered(msgspec.Struct, frozen=True, kw_only=True, tag="answered"):
     problem: str | None = None
 
 
-FromFront = Beat | Grant | Void | Watching | Asked
-FromReplica = Beat | Claim | Accepted | Refused | News | Lost | Told | Answered
+class PageAsked(msgspec.Struct, frozen=True, kw_only=True, tag="page_asked"):
+    """One front asks another for its page of metrics."""
+
+    token: int
+
+
+class Page(msgspec.Struct, frozen=True, kw_only=True, tag="page"):
+    """A front's page of metrics."""
+
+    token: int
+    text: str
+
+
+FromFront = Beat | Grant | Void | Watching | Asked | Page
+FromReplica = Beat | Claim | Accepted | Refused | News | Lost | Told | Answered | PageAsked
 
 
 class Codec:

@@ -166,4 +166,10 @@ async def metrics(request: Request) -> Response:
         counted.retried.labels(model.name).set(model.client.num_retried)
         if model.client.is_gone:
             counted.observe_gone(model.name)
-    return Response(generate_latest(counted.registry), media_type=CONTENT_TYPE_LATEST)
+    page = generate_latest(counted.registry).decode()
+    return Response(await request.app.state.join_pages(page), media_type=CONTENT_TYPE_LATEST)
+
+
+async def alone(page: str) -> str:
+    """Return the page of a front that has no others beside it."""
+    return page
