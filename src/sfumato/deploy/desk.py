@@ -43,6 +43,9 @@ TICKS = 5
 # Of a message from a replica; a video's frames are the largest.
 _MAX_MESSAGE_BYTES = 2 << 30
 
+# Replicas that are remembered as gone until Ray has noticed too.
+_MAX_UNABLE = 256
+
 # Called with a replica's name and what its engine's turn tells.
 TurnOf = Callable[[str, Turn], None]
 
@@ -200,7 +203,7 @@ class Desk:
         match message:
             case Beat(is_able=False):
                 replica.is_able = False
-                self.unable[replica.name] = None
+                self._disable(replica.name)
             case Claim(ticket=ticket):
                 self._grant(identity, replica, ticket)
             case Told(turn=turn):
@@ -251,7 +254,7 @@ class Desk:
 
     def _give_up(self, identity: bytes, replica: _Replica, reason: str) -> None:
         del self._replicas[identity]
-        self.unable[replica.name] = None
+        self._disable(replica.name)
         message = f"replica {replica.name} of {replica.model} {reason}"
         for ticket in replica.tickets:
             self._claimed.pop(ticket, None)
@@ -261,6 +264,12 @@ class Desk:
         for asked, answer in list(self._asked.values()):
             if asked == identity and not answer.done():
                 answer.set_exception(EngineDied(message))
+
+    def _disable(self, name: str) -> None:
+        self.unable[name] = None
+        while len(self.unable) > _MAX_UNABLE:
+            # The oldest one is long replaced.
+            del self.unable[next(iter(self.unable))]
 
     def _send(self, identity: bytes, message: FromFront) -> None:
         # Queued without bound, at once; one that is not connected any more gets nothing.

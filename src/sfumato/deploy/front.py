@@ -47,6 +47,7 @@ class Front:
         self._engines = engines
         self._others: dict[str, Address] = {}
         self._links: Links | None = None
+        self._desk: Desk | None = None
         self._models: list[ServedModel] = []
 
     async def __serve_build_asgi_app__(self) -> Any:
@@ -56,7 +57,7 @@ class Front:
         name = serve.get_replica_context().replica_id.unique_id
         front = self._desk.front
         member = Member(FRONT, name, front.address, front.key)
-        self._attending = asyncio.create_task(attend(self._roll, member, self._note_fronts))
+        self._attending = asyncio.create_task(attend(self._roll, member, partial(self._note_fronts, name)))
         patience = Patience(claim_seconds=recovery.silence, wait_seconds=recovery.wait)
         for served, (model, handle, _) in self._engines.items():
             info = msgspec.msgpack.decode(await handle.describe.remote(), type=EngineInfo)
@@ -74,16 +75,17 @@ class Front:
             app.state.join_pages = partial(self._join_pages, name, self._links)
         return app
 
-    def _note_fronts(self, members: list[Member]) -> None:
-        own = self._desk.front
-        fronts = {each.name: Address(each.address, each.key) for each in members if each.kind == FRONT}
-        self._others = {name: front for name, front in fronts.items() if front != own}
+    def _note_fronts(self, own_name: str, members: list[Member]) -> None:
+        others = [each for each in members if each.kind == FRONT and each.name != own_name]
+        self._others = {each.name: Address(each.address, each.key) for each in others}
 
     async def _join_pages(self, name: str, links: Links, page: str) -> str:
         """Return the page of all fronts that answer in time."""
         return joined({name: page, **await links.pages(self._others, timeout=_PAGE_SECONDS)})
 
     async def __del__(self) -> None:
+        if self._desk is None:
+            return
         self._attending.cancel()
         for model in self._models:
             await model.close()

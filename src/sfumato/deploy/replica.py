@@ -36,6 +36,7 @@ class EngineReplica:
         self, config: bytes, model: str, recovery: bytes, roll: Any, helpers: tuple[str, ...]
     ) -> None:
         join_logs()
+        self._worker: Worker | None = None
         settings = msgspec.json.decode(recovery, type=Recovery)
         self._kinds = {helper_kind(role, model) for role in helpers}
         self._peers: tuple[tuple[str, str], ...] = ()
@@ -50,6 +51,7 @@ class EngineReplica:
         self._attending = asyncio.create_task(attend(roll, None, self._meet))
 
     def _meet(self, members: list[Member]) -> None:
+        assert self._worker is not None
         self._worker.meet([Front(each.address, each.key) for each in members if each.kind == FRONT])
         peers = tuple(
             sorted((each.address, each.key.decode()) for each in members if each.kind in self._kinds)
@@ -64,14 +66,17 @@ class EngineReplica:
 
     async def run(self, ticket: Ticket) -> None:
         """Run a request to its end; it is claimed, and answered, past Ray."""
+        assert self._worker is not None
         await self._worker.run(ticket)
 
     async def check_health(self) -> None:
         """Raise EngineDied if the engine is gone: Ray then replaces this replica."""
+        assert self._worker is not None
         self._worker.check()
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """Return what the autoscaler weighs."""
+        assert self._worker is not None
         gauges = self._worker.gauges
         return {
             "waiting": float(gauges.waiting),
@@ -80,8 +85,10 @@ class EngineReplica:
         }
 
     async def __del__(self) -> None:
-        self._attending.cancel()
-        await self._worker.close()
+        # One that could not start has none.
+        if self._worker is not None:
+            self._attending.cancel()
+            await self._worker.close()
 
 
 class HelperReplica:
@@ -91,6 +98,7 @@ class HelperReplica:
         self, config: bytes, model: str, recovery: bytes, roll: Any
     ) -> None:
         join_logs()
+        self._engine: EngineClient | None = None
         self._settings = msgspec.json.decode(recovery, type=Recovery)
         engine_config = msgspec.json.decode(config, type=EngineConfig)
         # Known to those who are on the roll alone.
@@ -106,12 +114,15 @@ class HelperReplica:
 
     async def check_health(self) -> None:
         """Raise EngineDied if the engine is gone, or stands still: Ray then replaces this replica."""
+        assert self._engine is not None
         try:
             await self._engine.ping(timeout=self._settings.stall)
         except TimeoutError as error:
             raise EngineDied("the engine makes no turn") from error
 
     async def __del__(self) -> None:
+        if self._engine is None:
+            return
         self._attending.cancel()
         # It finishes what it was asked for; who asked goes on without it otherwise.
         await asyncio.wait({asyncio.create_task(self._engine.stop(drain=True))}, timeout=_STOP_SECONDS)

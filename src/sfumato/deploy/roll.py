@@ -82,7 +82,7 @@ class Roll:
 
 
 async def attend(roll: Any, member: Member | None, on_members: Callable[[list[Member]], None]) -> None:
-    """Stay on the roll and pass on every change, until cancelled.
+    """Stay on the roll and pass on who is there, at every change and now and then, until cancelled.
 
     roll: a handle of the deployment. While it is away, what is known stays.
     """
@@ -94,7 +94,5 @@ async def attend(roll: Any, member: Member | None, on_members: Callable[[list[Me
             _log.warning("the roll does not answer: %s", type(error).__name__)
             await asyncio.sleep(_RETRY_SECONDS)
             continue
-        # A roll that has begun anew counts from the beginning, and does not know everybody yet.
-        if now != version:
-            version = now
-            on_members(members)
+        version = now
+        on_members(members)

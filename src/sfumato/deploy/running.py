@@ -41,7 +41,7 @@ class Call(Protocol):
 class Patience:
     """How long and how often a request is tried.
 
-    claim_seconds: that may pass until a replica asks for a request that was routed; then it is routed again.
+    claim_seconds: after so long it is asked why no replica has claimed a request.
     wait_seconds: in which a replica must have been found, over all attempts.
     """
 
@@ -165,9 +165,10 @@ class Running:
         call = self._sending.dispatch(ticket)
         watching = asyncio.create_task(self._watch(call, end))
         try:
-            await asyncio.wait({end}, timeout=patience.claim_seconds)
-            if not end.done() and self._replica is None:
-                self._settle("moved", f"nobody asked for it within {patience.claim_seconds:g} s")
+            while not end.done() and self._replica is None:
+                await asyncio.wait({end}, timeout=patience.claim_seconds)
+                if self._replica is None and self._is_stuck(hints):
+                    self._settle("moved", f"nobody asked for it within {patience.claim_seconds:g} s")
             return await end
         finally:
             self._end = None
@@ -176,6 +177,13 @@ class Running:
                 # It may wait at the router, or in front of a replica that stands still.
                 call.cancel()
             watching.cancel()
+
+    def _is_stuck(self, hints: Hints) -> bool:
+        """Whether a request that nobody has claimed waits in vain, and not for room at its replicas."""
+        seconds = self._waited_seconds + time.monotonic() - self._sent_at
+        if not hints.chosen or seconds >= self._sending.patience.wait_seconds:
+            return True
+        return any(name in self._sending.desk.unable for name in hints.chosen)
 
     def _note_waited(self) -> None:
         """Count the time without a replica. Raises EngineDied where that was too long."""
