@@ -25,7 +25,7 @@ from tests.deploy.clusters import driving
 from tests.models.checkpoints import random_weights, write
 
 NUM_GROUPS, PREFIX_LEN, REST_LEN, MAX_TOKENS, BLOCK = 12, 512, 24, 32, 16
-NUM_REPLICAS, NUM_CLIENTS, NUM_REQUESTS = 3, 6, 180
+NUM_REPLICAS, NUM_CLIENTS, NUM_REQUESTS = 3, 6, 120
 _CONFIG: dict[str, Any] = {
     "architectures": ["SDARForCausalLM"],
     "vocab_size": 2048,
@@ -104,6 +104,7 @@ def main() -> None:
     """Print the table."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.routing", description=__doc__)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--caches", nargs="+", choices=CACHES, default=list(CACHES))
     options = parser.parse_args()
     table = Table(title=f"{NUM_REPLICAS} replicas, {NUM_CLIENTS} clients, medians of {options.pairs} pairs")
     for heading in ("cache holds", "router", "prompt tokens cached", "requests/s", "median s", "95% s"):
@@ -111,11 +112,11 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as parent:
         folder = Path(parent) / "sdar"
         write(folder, _CONFIG, random_weights(_CONFIG))
-        for name, kv_memory in CACHES.items():
+        for name in options.caches:
             found: dict[str, list[tuple[float, ...]]] = {"ray": [], "prefix": []}
             for pair in range(options.pairs):
                 for routing in ("ray", "prefix") if pair % 2 else ("prefix", "ray"):
-                    found[routing].append(measure(folder, routing, kv_memory, trace(pair)))
+                    found[routing].append(measure(folder, routing, CACHES[name], trace(pair)))
             for routing, runs in found.items():
                 share, rate, median, high = (statistics.median(column) for column in zip(*runs, strict=True))
                 table.add_row(name, routing, f"{share:.0%}", f"{rate:.2f}", f"{median:.2f}", f"{high:.2f}")

@@ -16,6 +16,11 @@ from sfumato.deploy.ticket import UNIT, Hints
 
 # A prompt's token is fed once, together with many others; one that is generated takes a share of a step.
 _PROMPT_COST = 0.05
+# A prompt that is fed where it was not cached also pushes out what others will have to feed again.
+_FRESH_WEIGHT = 2.0
+# By how much of its cost a request holds up the next one: texts share forwards that are far from full,
+# pictures fill theirs. docs/benchmarks.md has what other values come to.
+_TEXT_LOAD, _IMAGE_LOAD = 0.1, 1.0
 # What a request saves that runs in the same forwards as others, as a share of its cost.
 _GROUP_SAVING = 0.5
 # Remembered prefixes over all replicas, least recently used ones go first: about eight million tokens.
@@ -86,10 +91,11 @@ class Placing:
         if queue_len is not None:
             # What other fronts have sent there is known by number alone: it costs as much as this request.
             load += max(0, queue_len - replica.num_open) * hints.cost
-        cost = hints.cost + _PROMPT_COST * max(0, hints.num_prompt_tokens - num_cached)
+        fresh = max(0, hints.num_prompt_tokens - num_cached)
+        cost = hints.cost + _FRESH_WEIGHT * _PROMPT_COST * fresh
         if hints.group and hints.group in replica.groups:
             cost -= _GROUP_SAVING * hints.cost
-        return load + cost
+        return (_IMAGE_LOAD if hints.group else _TEXT_LOAD) * load + cost
 
     def _known(self, chain: Sequence[int], able: set[str]) -> dict[str, int]:
         """Return for each replica that holds some of a prefix, how many units."""
