@@ -13,7 +13,7 @@ import itertools
 import random
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
 from rich.console import Console
@@ -37,8 +37,8 @@ class Costs:
 
     step: float = 0.010
     token: float = 8e-6
-    door_request: float = 0.004
-    door_chunk: float = 0.0005
+    door_request: float = 0.0077
+    door_chunk: float = 0.0002
     num_doors: int = 1
 
 
@@ -143,6 +143,7 @@ class SimEngine:
     is_busy: bool = False
     is_gone: bool = False
     num_steps: int = 0
+    num_prefilled: int = 0
     busy_seconds: float = 0.0
 
     def __post_init__(self) -> None:
@@ -168,6 +169,7 @@ class SimEngine:
             return None
         num_tokens = sum(row.end - row.start for row in plan.rows)
         seconds = self.costs.step + self.costs.token * num_tokens
+        self.num_prefilled += sum(row.end - row.start for row in plan.rows if row.kind is RowKind.PREFILL)
         self.is_busy = True
         self.num_steps += 1
         self.busy_seconds += seconds
@@ -195,6 +197,16 @@ class SimEngine:
             if has_block:
                 news.append((request, is_over))
         return news
+
+
+class RandomPlacing(Placing):
+    """Two drawn replicas, of which the shorter queue decides: Ray's default."""
+
+    def choose(
+        self, hints: Hints, names: Sequence[str], queue_len: Callable[[str], int | None]
+    ) -> list[list[str]]:
+        """Return two of them."""
+        return [self._rng.sample(list(names), min(2, len(names)))]
 
 
 class Simulation:
@@ -315,13 +327,60 @@ def capacity(costs: Costs, shape: Shape, batch: int = 64) -> float:
     return 1 / (prefill + shape.mean_steps * step / batch)
 
 
+def routing_table(seconds: float) -> Table:
+    """Return what placing by prefix gains over two drawn replicas, with caches that hold a third of all."""
+    table = Table(
+        title=f"4 engines whose caches hold a third of all shared beginnings, {seconds:g} s of arrivals"
+    )
+    headings = ("shared tokens", "load", "router", "prefilled per request", "requests/s", "first s", "95%")
+    for heading in (*headings, "whole s", "95%"):
+        table.add_column(heading, justify="right")
+    costs = Costs(door_request=0.0, door_chunk=0.0)
+    for shared, num_pages in ((512, 900), (2048, 1200)):
+        shape = Shape(prompt_len=shared + 256, shared_len=shared, num_shared=24)
+        for load, (name, kind) in itertools.product(
+            (0.5, 0.9), (("ray", RandomPlacing), ("prefix", Placing))
+        ):
+            simulation = Simulation(4, costs, shape, seed=0, num_pages=num_pages)
+            simulation.placing = kind(random.Random(0))
+            simulation.placing.keep(list(simulation.engines))
+            simulation.run(4 * load * capacity(costs, shape), seconds)
+            fed = sum(engine.num_prefilled for engine in simulation.engines.values())
+            rate, _, _, *times, _ = _cells(simulation, 0.0)
+            per_request = f"{fed / len(simulation.requests):.0f}"
+            table.add_row(str(shared), f"{load:.0%}", name, per_request, rate, *times)
+    return table
+
+
+def loss_table(seconds: float) -> Table:
+    """Return what the loss of one node of eight engines costs the requests that are there."""
+    table = Table(title="16 engines at half load, 8 of them lost at once, and none")
+    for heading in ("lost", "went on elsewhere", "whole s", "95%", "longest"):
+        table.add_column(heading, justify="right")
+    costs = Costs(num_doors=8)
+    for lost in (0, 8):
+        simulation = Simulation(16, costs, Shape(), seed=0)
+        simulation.run(16 * 0.4 * capacity(costs, Shape()), seconds, lose_at=seconds / 2, lose=lost)
+        whole = sorted(each.ended_at - each.arrived_at for each in simulation.requests if each.ended_at)
+        cells = (statistics.median(whole), whole[int(0.95 * len(whole))], whole[-1])
+        table.add_row(str(lost), str(simulation.num_again), *(f"{cell:.2f}" for cell in cells))
+    return table
+
+
 def main() -> None:
-    """Print, for each size and load, what the model says and what the simulation finds."""
+    """Print, for each size and load, what the simulation finds; what routing gains; what a loss costs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.scale", description=__doc__)
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--doors", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--tables", nargs="+", choices=("sizes", "routing", "loss"), default=["sizes"])
     options = parser.parse_args()
+    if "routing" in options.tables:
+        Console(width=130).print(routing_table(options.seconds))
+    if "loss" in options.tables:
+        Console(width=130).print(loss_table(options.seconds))
+    if "sizes" not in options.tables:
+        return
     shape = Shape()
     table = Table(title=f"{shape}; {options.seconds:g} s of arrivals")
     for heading in (
