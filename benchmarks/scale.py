@@ -354,7 +354,7 @@ def routing_table(seconds: float) -> Table:
 
 def loss_table(seconds: float) -> Table:
     """Return what the loss of one node of eight engines costs the requests that are there."""
-    table = Table(title="16 engines at half load, 8 of them lost at once, and none")
+    table = Table(title="16 engines at 40 % of what they can do, 8 of them lost at once")
     for heading in ("lost", "went on elsewhere", "whole s", "95%", "longest"):
         table.add_column(heading, justify="right")
     costs = Costs(num_doors=8)
@@ -373,6 +373,7 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, nargs="+", default=[8, 64])
     parser.add_argument("--seconds", type=float, default=20.0)
     parser.add_argument("--doors", type=int, nargs="+", default=[1, 4])
+    parser.add_argument("--loads", type=float, nargs="+", default=[0.5, 0.8])
     parser.add_argument("--tables", nargs="+", choices=("sizes", "routing", "loss"), default=["sizes"])
     options = parser.parse_args()
     if "routing" in options.tables:
@@ -400,7 +401,7 @@ def main() -> None:
     for size, doors in itertools.product(options.sizes, options.doors):
         costs = Costs(num_doors=doors)
         most = capacity(costs, shape) * size
-        for load in (0.5, 0.8):
+        for load in options.loads:
             started = time.perf_counter()
             simulation = Simulation(size, costs, shape, seed=0)
             simulation.run(most * load, options.seconds)
