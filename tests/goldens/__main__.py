@@ -109,6 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
     with disaggregated.starting(options.disaggregate) as (start, summary):
         mode = Mode(
             overlap=options.overlap,
+            graphs="on" if options.graphs else "auto",
             num_replicas=options.data_parallel,
             tensor_parallel=options.tensor_parallel,
             start=start,
@@ -228,6 +229,11 @@ def _parser() -> argparse.ArgumentParser:
         const="on",
         default="off",
         help="plan a step while the one before runs; device: begin it before that one's outcome is read",
+    )
+    parser.add_argument(
+        "--graphs",
+        action="store_true",
+        help="fill forwards over pages up to a few shapes; on a CPU these run again in place of a graph",
     )
     parser.add_argument(
         "--data-parallel", type=int, default=1, metavar="N", help="spread the requests over N engines"

@@ -218,17 +218,19 @@ class RecordingWalk:
 class Mode:
     """How the cases are run; the tokens and the counts may not depend on it.
 
+    graphs: "on" replays forwards over pages that are filled up to a few shapes.
     num_replicas: engines among which a router spreads the requests. start: makes one of what was loaded.
     """
 
     overlap: str = "off"
+    graphs: str = "auto"
     num_replicas: int = 1
     tensor_parallel: int = 1
     start: Callable[[Loaded], Engine] = Engine.from_loaded
 
     def engines(self, loaded: Loaded) -> list[Engine]:
         """Start the engines on a model that is in memory."""
-        config = msgspec.structs.replace(loaded.config, overlap=self.overlap)
+        config = msgspec.structs.replace(loaded.config, overlap=self.overlap, graphs=self.graphs)
         return [self.start(replace(loaded, config=config)) for _ in range(self.num_replicas)]
 
 

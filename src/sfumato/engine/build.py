@@ -26,11 +26,13 @@ from sfumato.engine.peering import MakeEndpoint, Peering, join_peers, open_peeri
 from sfumato.engine.peers import NoPeers
 from sfumato.engine.prepared import PreparedInbox
 from sfumato.engine.ranks import Announcer, SharedWeights, load_leader, load_shared
+from sfumato.engine.recorded import graphs_for
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.sync import Alone
 from sfumato.errors import ConfigError
 from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder, read_folder
+from sfumato.models.graphs import Graphs
 from sfumato.models.language_model import LanguageModel
 from sfumato.models.layers import has_bfloat16
 from sfumato.models.weights import (
@@ -196,6 +198,7 @@ def build_loop(
         peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
         grammars=_grammars(loaded),
         recorder=recorder,
+        graphs=graphs_for(config, loaded.model, traits, store, page_size),
     )
 
 
@@ -225,11 +228,13 @@ def assemble(
     peering: Peering | None = None,
     grammars: Grammars | None = None,
     recorder: Recorder = UNRECORDED,
+    graphs: Graphs | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock.
 
-    is_ahead: at depth 1 launches begin before the outcome of the one before is read.
+    is_ahead: at depth 1 launches begin before the outcome of the one before is read. graphs: recorded
+    forwards.
     """
     pages = PageCache(num_pages, page_size)
     scheduler = Scheduler(limits, pages, clock, recorder)
@@ -242,6 +247,7 @@ def assemble(
         announce=announce,
         is_lockstep=shared is not None,
         recorder=recorder,
+        graphs=graphs,
     )
     door = TextDoor(
         traits=traits,

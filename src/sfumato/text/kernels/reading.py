@@ -165,7 +165,7 @@ def _read_part(
         tl.store(indices + 1, winner)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_parts", "num_rows"])
 def _join_parts(
     logits,
     row_stride,

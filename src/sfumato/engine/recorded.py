@@ -1,0 +1,40 @@
+"""Whether an engine's forwards are recorded and replayed, and with what."""
+
+from __future__ import annotations
+
+import torch
+
+from sfumato.config import EngineConfig
+from sfumato.core.traits import ModelTraits
+from sfumato.models.batch import KVStore
+from sfumato.models.graphs import CudaRecorder, Graphs, RunAgain
+from sfumato.models.language_model import LanguageModel
+
+# Entries of page tables that a recorded forward's fixed place has room for: half a megabyte.
+_MOST_PAGES = 1 << 16
+
+
+def graphs_for(
+    config: EngineConfig,
+    model: LanguageModel,
+    traits: ModelTraits,
+    store: KVStore,
+    page_size: int,
+) -> Graphs | None:
+    """Return the recorded forwards of an engine that is alone with its model; None where none are kept.
+
+    Ranks that hold a model together make collectives inside their forwards and vote for no graph. On a CPU,
+    where a launch costs nothing that a graph would save, "on" runs the same fixed places without one.
+    """
+    is_on_gpu = model.device.type == "cuda"
+    if config.graphs == "off" or config.world_size > 1 or (config.graphs == "auto" and not is_on_gpu):
+        return None
+    return Graphs(
+        model.hidden,
+        store,
+        CudaRecorder(model.device) if is_on_gpu else RunAgain,
+        page_size=page_size,
+        unit=traits.block_length,
+        most_pages=_MOST_PAGES,
+        device=torch.device(model.device),
+    )
