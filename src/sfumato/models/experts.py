@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.models.int8 import Int8Linear
-from sfumato.models.layers import GatedMLP, Packable, pack_weight, packed_linear
+from sfumato.models.layers import GatedMLP, Packable, gated, pack_weight, packed_linear
 from sfumato.models.split import Cut, Meeting, Ranks, span_of
 
 
@@ -115,8 +115,8 @@ class Experts(Packable, Meeting):
         """Apply expert e to rows [ends[e - 1], ends[e]) in two grouped matrix products. ends: i32[E]."""
         if not len(rows):
             return rows
-        gate, up = F.grouped_mm(rows, self.gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-        computed = F.grouped_mm(self.activation(gate) * up, self.down.transpose(1, 2), offs=ends)
+        inner = gated(F.grouped_mm(rows, self.gate_up.transpose(1, 2), offs=ends), self.activation)
+        computed = F.grouped_mm(inner, self.down.transpose(1, 2), offs=ends)
         if self.ranks is not None:
             # What the product leaves in rows of no expert is not defined, and may be no number.
             is_beyond = torch.arange(len(rows), device=rows.device) >= ends[-1]
@@ -136,8 +136,7 @@ class Experts(Packable, Meeting):
             if stop > start
         ]
         widened = torch.cat([self._widen(rows[span], expert) for expert, span in spans])
-        gate, up = widened.chunk(2, dim=-1)
-        inner = self.activation(gate) * up
+        inner = gated(widened, self.activation)
         return torch.cat([self._narrow(inner[span], expert) for expert, span in spans])
 
     def _widen(self, rows: Tensor, expert: int) -> Tensor:

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.models.int8 import Int8Linear
+from sfumato.models.kernels import run_on
 from sfumato.models.split import Cut, Divisible, HeadSpans, Meeting, Ranks, span_of
 
 
@@ -141,9 +142,14 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
         self.eps = eps
+        self.is_wide = wide
         self.normalise = rms_norm_wide if wide else rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
+        if run_on(x):
+            from sfumato.models.kernels import elementwise
+
+            return elementwise.norm(x, self.weight, self.eps, is_wide=self.is_wide)
         return self.normalise(x, self.weight, self.eps)
 
 
@@ -180,9 +186,33 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (wide * cos + turned * sin).to(x.dtype)
 
 
+def turned(x: Tensor, norm: RMSNorm | None, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return heads x: [N, heads, D], normed if they are, rotated by angles f32[N, 1, width]."""
+    if run_on(x):
+        from sfumato.models.kernels import elementwise
+
+        if norm is None:
+            return elementwise.turn(x, cos, sin)
+        return elementwise.turn(x, cos, sin, weight=norm.weight, eps=norm.eps, is_wide=norm.is_wide)
+    return rotate(x if norm is None else norm(x), cos, sin)
+
+
 def gelu_tanh(x: Tensor) -> Tensor:
     """Return the tanh approximation of GELU."""
     return F.gelu(x, approximate="tanh")
+
+
+def gated(x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return activation(gate) * up, [N, I], of x: [N, 2 I], the gate in front."""
+    if run_on(x):
+        from sfumato.models.kernels import elementwise
+
+        # An activation that has no kernel is computed as it says.
+        kind = {F.silu: elementwise.SILU, gelu_tanh: elementwise.GELU_TANH}.get(activation)
+        if kind is not None:
+            return elementwise.gate(x, kind)
+    gate, up = x.chunk(2, dim=-1)
+    return activation(gate) * up
 
 
 class GatedMLP(Meeting):
@@ -213,8 +243,7 @@ class GatedMLP(Meeting):
         return self.ranks.leave(self._partial(*self.ranks.enter(x)))
 
     def _partial(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+        return self.down(gated(self.gate_up(x), self.activation))
 
 
 class Attention(Divisible):
@@ -261,6 +290,4 @@ class Attention(Divisible):
         """Return rotated query [N, H, D], rotated key [N, K, D] and value [N, K, D]."""
         fused = self.qkv(x).view(x.shape[0], -1, self.head_dim)
         query, key, value = fused.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        return rotate(query, cos, sin), rotate(key, cos, sin), value
+        return turned(query, self.query_norm, cos, sin), turned(key, self.key_norm, cos, sin), value
