@@ -73,6 +73,10 @@ def sections(machine: Machine, *, is_tiny: bool) -> list[tuple[Section, Fill]]:
             ),
         ),
         (
+            Section("LLaDA-8B with fp8 weights: the same step", FORWARD_HEADINGS),
+            forwards("llada-8b", few, "The head stays bfloat16.", quantization="fp8"),
+        ),
+        (
             Section("LLaDA-8B through the engine: dual cache, prompt 512, one token a step", ENGINE_HEADINGS),
             engine(many, dual, prompt),
         ),

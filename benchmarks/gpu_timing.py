@@ -76,7 +76,6 @@ def measure(device: str, *, is_tiny: bool) -> Machine:
     source = torch.empty(size, dtype=torch.uint8, device=device).random_(0, 255)
     target = torch.empty_like(source)
     bandwidth = 2 * size / seconds_of(lambda: target.copy_(source), device, runs=5)
-    del source, target
     dtype = torch.float32 if device == "cpu" else torch.bfloat16
     x, y = (torch.randn(side, side, device=device).to(dtype) for _ in range(2))
     operations = 2 * side**3 / seconds_of(lambda: x @ y, device, runs=5)

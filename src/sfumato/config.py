@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 # Fields that are called otherwise on the command line.
 _OPTIONS = {"num_replicas": "data-parallel", "num_threads": "threads"}
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "fp8")
 OVERLAPS = ("auto", "on", "device", "off")
 GRAPHS = ("auto", "on", "off")
 # A rank that has not answered for so many seconds is taken for lost.
@@ -42,7 +42,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     on its neighbours in a single bit. num_replicas, replica: engines that serve this model on this machine,
     and which of them this one is.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
-    quantization: "int8" holds the weights of all layers in eight bits (CPU); None: as the checkpoint says.
+    quantization: "int8" (CPU) and "fp8" (GPU) hold the weights of all layers in eight bits; None: as the
+    checkpoint says.
     tensor_parallel: ranks that run every forward together, each with a part of the model.
     data_parallel_attention: ranks with requests of their own that share the weights of the experts, or of the
     MLPs where there are none. rank: which of them this is. rendezvous: host:port where they meet, if somebody

@@ -32,6 +32,7 @@ from sfumato.engine.sync import Alone
 from sfumato.errors import ConfigError
 from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder, read_folder
+from sfumato.models.fp8 import has_fp8
 from sfumato.models.graphs import Graphs
 from sfumato.models.language_model import LanguageModel
 from sfumato.models.layers import has_bfloat16
@@ -89,10 +90,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
         torch.set_num_threads(config.num_threads)
     folder = read_folder(config.model, config.overrides())
     dtype = choose_dtype(config, folder, device)
-    if folder.quantization is not None and (device != "cpu" or config.data_parallel_attention > 1):
-        raise ConfigError(
-            f"quantization {folder.quantization} is for CPUs, and does not go with --data-parallel-attention"
-        )
+    _check_quantization(config, folder, device)
     traits = operator_defaults(config, folder.traits)
     leader = shared = None
     if config.tensor_parallel > 1:
@@ -113,6 +111,22 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
         leader=leader,
         shared=shared,
     )
+
+
+def _check_quantization(config: EngineConfig, folder: Folder, device: str) -> None:
+    """Raise ConfigError where no product takes weights in these eight bits."""
+    kind = folder.quantization
+    if kind == "int8" and (device != "cpu" or config.data_parallel_attention > 1):
+        raise ConfigError(
+            "quantization int8 is for CPUs, and does not go with --data-parallel-attention; on a GPU fp8 is"
+        )
+    if kind == "fp8" and not has_fp8(device):
+        raise ConfigError(
+            f"quantization fp8 needs a GPU of compute capability 8.9 or later, and the device is {device}; "
+            "on a CPU int8 is"
+        )
+    if kind == "fp8" and config.world_size > 1:
+        raise ConfigError("quantization fp8 does not go with --tensor-parallel, --data-parallel-attention")
 
 
 def choose_dtype(config: EngineConfig, folder: Folder, device: str) -> torch.dtype:

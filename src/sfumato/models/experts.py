@@ -41,10 +41,11 @@ class Experts(Packable, Meeting):
         self.packed: list[tuple[Tensor, Tensor]] = []
         self.int8: list[tuple[Int8Linear, Int8Linear]] = []
 
-    def quantize(self) -> None:
-        """Hold the weights of all experts in eight bits."""
-        self.quantize_weight("gate_up")
-        self.quantize_weight("down")
+    def quantize(self, kind: torch.dtype) -> None:
+        """Hold the weights of all experts in eight bits; those of float8 stay wide, no product takes them."""
+        if kind is torch.int8:
+            self.quantize_weight("gate_up", kind)
+            self.quantize_weight("down", kind)
 
     def pack(self) -> None:
         """Reorder each expert's weights for oneDNN and drop the plain copies; elsewhere nothing changes."""

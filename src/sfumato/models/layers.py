@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.models.fp8 import FP8, Fp8Linear
 from sfumato.models.int8 import Int8Linear
 from sfumato.models.kernels import run_on
 from sfumato.models.split import Cut, Divisible, HeadSpans, Meeting, Ranks, span_of
@@ -20,14 +21,17 @@ class Packable(Divisible):
         """Reorder the weights and drop the plain copy, where there is such a layout."""
         raise NotImplementedError
 
-    def quantize(self) -> None:
-        """Hold the weights in eight bits with a scale per output, while they are on the meta device."""
+    def quantize(self, kind: torch.dtype) -> None:
+        """Hold the weights in eight bits with a scale per output, while they are on the meta device.
+
+        kind: int8 or float8_e4m3fn.
+        """
         raise NotImplementedError
 
-    def quantize_weight(self, name: str) -> None:
+    def quantize_weight(self, name: str, kind: torch.dtype) -> None:
         """Make a weight [..., O, I] eight bits wide and add its `NAME_scale`, f32[..., O, 1]."""
         weight = self.get_parameter(name)
-        narrow = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+        narrow = torch.empty(weight.shape, dtype=kind, device=weight.device)
         scale = torch.empty((*weight.shape[:-1], 1), dtype=torch.float32, device=weight.device)
         setattr(self, name, nn.Parameter(narrow, requires_grad=False))
         self.register_parameter(f"{name}_scale", nn.Parameter(scale, requires_grad=False))
@@ -47,7 +51,7 @@ class Linear(Packable):
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self.packed: Tensor | None = None
-        self.int8: Int8Linear | None = None
+        self.narrow: Int8Linear | Fp8Linear | None = None
         self.bias_is_apart = False
 
     def keep_outputs(self, *spans: tuple[int, int]) -> None:
@@ -65,23 +69,25 @@ class Linear(Packable):
         """Return the sum of all ranks' parts with the bias."""
         return total if self.bias is None else total + self.bias
 
-    def quantize(self) -> None:
+    def quantize(self, kind: torch.dtype) -> None:
         """Hold the weight in eight bits."""
-        self.quantize_weight("weight")
+        self.quantize_weight("weight", kind)
 
     def pack(self) -> None:
-        """Reorder the weight for oneDNN and drop the plain copy; elsewhere nothing changes."""
+        """Reorder the weight for oneDNN and drop the plain copy; elsewhere only narrow ones are handed on."""
         if self.weight.dtype is torch.int8:
-            self.int8 = Int8Linear(self.weight, self.get_parameter("weight_scale"))
+            self.narrow = Int8Linear(self.weight, self.get_parameter("weight_scale"))
+        elif self.weight.dtype is FP8:
+            self.narrow = Fp8Linear(self.weight, self.get_parameter("weight_scale"))
         else:
             self.packed = pack_weight(self.weight)
-        if self.packed is not None or self.int8 is not None:
+        if self.packed is not None or isinstance(self.narrow, Int8Linear):
             self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias_is_apart else self.bias
-        if self.int8 is not None:
-            return self.int8(x, bias)
+        if self.narrow is not None:
+            return self.narrow(x, bias)
         if self.packed is not None:
             return packed_linear(x, self.packed, bias)
         return F.linear(x, self.weight, bias)

@@ -21,7 +21,7 @@ def _narrow_rows(x, x_stride, narrow, scales, size, largest, least, WIDTH: tl.co
 
 
 def narrow_rows(x: Tensor, largest: float, least: float) -> tuple[Tensor, Tensor]:
-    """Return f8[N, I] and the scale f32[N, 1] of each row of x [N, I]; the largest number becomes `largest`."""
+    """Return f8[N, I] and the scale f32[N, 1] of each row of x [N, I], whose largest becomes `largest`."""
     num_rows, size = x.shape
     narrow = torch.empty((num_rows, size), dtype=torch.float8_e4m3fn, device=x.device)
     scales = torch.empty((num_rows, 1), dtype=torch.float32, device=x.device)

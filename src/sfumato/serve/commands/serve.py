@@ -131,7 +131,7 @@ def serve(
     quantization: Annotated[
         str | None,
         typer.Option(
-            help="int8: weights of all layers in eight bits, made while loading (CPU).",
+            help="int8 (CPU) or fp8 (GPU): weights of all layers in eight bits, made while loading.",
             rich_help_panel=_ENGINE,
         ),
     ] = None,
