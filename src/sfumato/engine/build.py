@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -101,6 +100,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
         model = shared.model
     else:
         model = load_model(folder, dtype=dtype, device=device, on_progress=on_progress)
+    use_device(model.device)
     return Loaded(
         config=config,
         folder=folder,
@@ -306,7 +306,7 @@ def assemble(
                 launching,
                 sync,
                 depth=depth,
-                prepare=_same_threads(),
+                prepare=_same_threads(model.device),
                 ahead=Ahead(runner, recorder) if is_ahead else None,
                 recorder=recorder,
             ),
@@ -333,9 +333,21 @@ def _is_ahead(config: EngineConfig, device: str) -> bool:
     return is_alone and (config.overlap == "device" or (config.overlap == "auto" and device != "cpu"))
 
 
-def _same_threads() -> Callable[[], None]:
-    """Return what gives another thread's forwards as many CPU threads as this one's have."""
-    return partial(torch.set_num_threads, torch.get_num_threads())
+def _same_threads(device: torch.device) -> Callable[[], None]:
+    """Return what gives another thread's forwards this one's number of CPU threads, and its GPU."""
+    num_threads = torch.get_num_threads()
+
+    def prepare() -> None:
+        torch.set_num_threads(num_threads)
+        use_device(device)
+
+    return prepare
+
+
+def use_device(device: torch.device) -> None:
+    """Let this thread's kernels run where their tensors are: Triton asks for the current GPU."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def _num_pages(loaded: Loaded, page_size: int) -> int:

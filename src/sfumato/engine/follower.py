@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from sfumato.config import EngineConfig
-from sfumato.engine.build import choose_dtype, resolve_device
+from sfumato.engine.build import choose_dtype, resolve_device, use_device
 from sfumato.engine.ranks import device_of_rank, meet, open_rendezvous, threads_of_rank
 from sfumato.errors import SfumatoError
 from sfumato.models.batch import KVStore
@@ -40,6 +40,7 @@ def run_follower(config: EngineConfig) -> None:
         device=device,
         divide=lambda model: model.divide(ranks),
     )
+    use_device(model.device)
     ranks.group = meet(rendezvous, config, device)
     with torch.inference_mode():
         follow(model, ranks.group, _Forwards(model, folder))

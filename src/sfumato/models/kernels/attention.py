@@ -7,7 +7,8 @@ packed tokens, H query heads, K key-value heads, D head width, S slots.
 
 from __future__ import annotations
 
-import torch
+from dataclasses import dataclass
+
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -106,6 +107,50 @@ def _attend_tile(
     tl.store(output + at[:, None] * output_stride + place, result.to(output.dtype.element_ty), mask=is_kept)
 
 
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """How a program works: rows of its products, heads among them, keys at a time; warps and stages."""
+
+    padded_width: int
+    heads: int
+    rows: int
+    keys: int
+    precision: str
+    num_warps: int
+    num_stages: int
+
+    def constants(self) -> dict[str, object]:
+        """Return them as the kernel's arguments."""
+        return {
+            "PADDED_WIDTH": self.padded_width,
+            "HEADS": self.heads,
+            "ROWS": self.rows,
+            "KEYS": self.keys,
+            "PRECISION": self.precision,
+        }
+
+    def options(self) -> dict[str, int]:
+        """Return what the compiler is told."""
+        return {"num_warps": self.num_warps, "num_stages": self.num_stages}
+
+
+def plan_of(width: int, *, shared: int, tile: int, itemsize: int) -> Plan:
+    """Return the plan for tiles of `tile` queries, and heads of a width of which `shared` use one key head."""
+    # Many programs of few rows: with few requests a GPU has more cores than there is work.
+    heads = min(triton.next_power_of_2(shared), max(1, _SMALLEST // tile))
+    padded = max(_SMALLEST, triton.next_power_of_2(width))
+    return Plan(
+        padded_width=padded,
+        heads=heads,
+        rows=max(_SMALLEST, tile * heads),
+        keys=max(_SMALLEST, min(_MOST_KEYS, _KEY_BYTES // (padded * itemsize))),
+        # Of float32 alone: single products fill registers, three of the tensor cores' are nearly as exact.
+        precision="ieee" if padded <= _WIDEST_SINGLE else "tf32x3",
+        num_warps=4 if padded <= 128 else 8,
+        num_stages=2 if itemsize > 2 else 3,
+    )
+
+
 def attend_tiles(
     query: Tensor, keys: Tensor, values: Tensor, paged: Paged, output: Tensor, *, windowed: bool, scale: float
 ) -> None:
@@ -120,12 +165,9 @@ def attend_tiles(
         return
     assert query.stride()[1:] == (width, 1)
     assert output.stride()[1:] == (width, 1)
-    shared, tile = num_heads // kv_heads, paged.tile
-    # Many programs of few rows: with few requests a GPU has more cores than there is work.
-    heads = min(triton.next_power_of_2(shared), max(1, _SMALLEST // tile))
-    padded = max(_SMALLEST, triton.next_power_of_2(width))
-    at_once = max(_SMALLEST, min(_MOST_KEYS, _KEY_BYTES // (padded * keys.element_size())))
-    _attend_tile[(num_tiles, kv_heads, triton.cdiv(shared, heads))](
+    shared = num_heads // kv_heads
+    plan = plan_of(width, shared=shared, tile=paged.tile, itemsize=keys.element_size())
+    _attend_tile[(num_tiles, kv_heads, triton.cdiv(shared, plan.heads))](
         query,
         query.stride(0),
         keys,
@@ -140,17 +182,11 @@ def attend_tiles(
         SHARED=shared,
         KV_HEADS=kv_heads,
         WIDTH=width,
-        PADDED_WIDTH=padded,
         PAGE=paged.page_size,
-        TILE=tile,
-        HEADS=heads,
-        ROWS=max(_SMALLEST, tile * heads),
-        KEYS=at_once,
+        TILE=paged.tile,
         IS_WINDOWED=windowed,
         # The interpreter multiplies no bfloat16.
         IS_WIDE=not keys.is_cuda,
-        # Of float32 alone: single products fill registers, three of the tensor cores' are nearly as exact.
-        PRECISION="ieee" if padded <= _WIDEST_SINGLE else "tf32x3",
-        num_warps=4 if padded <= 128 else 8,
-        num_stages=2 if keys.dtype is torch.float32 else 3,
+        **plan.constants(),
+        **plan.options(),
     )

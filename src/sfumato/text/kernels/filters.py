@@ -65,8 +65,8 @@ def _search(
     """Return the largest order from which on all tokens together weigh more than the limit."""
     found = tl.full([], _LEAST, tl.int32)
     tried = tl.arange(0, _TRIED)
-    for step in tl.static_range(8):
-        shift: tl.constexpr = 28 - 4 * step
+    for step in range(8):
+        shift = 28 - 4 * step
         # Wraps around as it must: the orders begin with the least number.
         candidates = found + (tried << shift)
         weights = tl.zeros([_TRIED], tl.float32)
