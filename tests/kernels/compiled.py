@@ -1,4 +1,4 @@
-"""Compiles every kernel for a GPU that need not be there: `python -m tests.kernels.compiled`.
+"""Compiles every kernel for a GPU that need not be there: `python -m tests.kernels.compiled [NAME]`.
 
 Prints a line per kernel and variant: bytes of shared memory. Compute capability 9.0, which is an H200's.
 """
@@ -16,12 +16,22 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sfumato.models.kernels import attention, elementwise, keeping, narrowing
+from sfumato.models.kernels import attention, elementwise, grouped, keeping, narrowing, routing
 from sfumato.text.kernels import filters, reading
 
 # What one program may take of a core's memory.
 MOST_SHARED = 227 << 10
-_INTEGERS = {"size", "row_stride", "x_stride", "key_stride", "value_stride", "query_stride", "output_stride"}
+_INTEGERS = {
+    "size",
+    "row_stride",
+    "x_stride",
+    "key_stride",
+    "value_stride",
+    "query_stride",
+    "output_stride",
+    "num_inputs",
+    "num_outputs",
+}
 
 
 def variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
@@ -81,7 +91,7 @@ def variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str,
         "size": "i32",
     }
     found.append(("keep rows", keeping._keep_rows, keep, {"WIDTH": 1024}, {"num_warps": 4}))
-    found += [*_attention(), *_elementwise()]
+    found += [*_attention(), *_elementwise(), *_grouped(), *_routing()]
     return found
 
 
@@ -111,6 +121,45 @@ def _attention() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[st
             **plan.constants(),
         }
         found.append((f"attention {kind}", attention._attend_tile, types, constants, plan.options()))
+    return found
+
+
+def _routing() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    choose = {
+        "logits": "*fp32",
+        "bias": "*fp32",
+        "chosen": "*i64",
+        "weights": "*fp32",
+        "num_experts": "i32",
+        "scale": "fp32",
+        "tiny": "fp32",
+    }
+    chosen = {"EXPERTS": 256, "COUNT": 8, "COUNT_WIDTH": 8, "GROUPS": 8, "KEPT": 4}
+    sort = dict.fromkeys(("chosen", "tokens", "places"), "*i64")
+    sort |= {"ends": "*i32", "num_chosen": "i32", "num_experts": "i32"}
+    total = {
+        "computed": "*bf16",
+        "places": "*i64",
+        "weights": "*fp32",
+        "output": "*fp32",
+        "size": "i32",
+        "num_there": "*i32",
+    }
+    return [
+        ("choose", routing._choose, choose, chosen, {"num_warps": 1}),
+        ("sort", routing._sort, sort, {"COUNT": 8, "OWN": 32, "OTHERS": 256}, {"num_warps": 4}),
+        ("sum chosen", routing._sum_chosen, total, {"COUNT": 8, "WIDTH": 1024}, {"num_warps": 4}),
+    ]
+
+
+def _grouped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
+    found = []
+    for kind, rows, itemsize in (("bf16", 256, 2), ("bf16", 16384, 2), ("fp32", 256, 4)):
+        types = dict.fromkeys(("rows", "weights", "output"), f"*{kind}")
+        types |= {"ends": "*i32", "num_inputs": "i32", "num_outputs": "i32"}
+        plan = grouped.plan_of(rows, 256, itemsize)
+        constants = {"IS_WIDE": False, **plan.constants()}
+        found.append((f"grouped {kind}", grouped._multiply, types, constants, plan.options()))
     return found
 
 
@@ -159,7 +208,10 @@ def main() -> int:
     """Compile all; the exit status is 1 where one needs more shared memory than there is."""
     status = 0
     target = GPUTarget("cuda", 90, 32)
+    chosen = sys.argv[1] if len(sys.argv) > 1 else ""
     for name, kernel, types, constants, options in variants():
+        if chosen not in name:
+            continue
         names = [parameter for parameter in kernel.arg_names if parameter not in constants]
         signature = {parameter: types[parameter] for parameter in names}
         # As at run time: tensors lie at multiples of 16 bytes, and real sizes are multiples of 16.

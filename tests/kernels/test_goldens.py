@@ -10,7 +10,7 @@ import torch
 
 pytest.importorskip("triton")
 
-from sfumato.models import fp8, layers, paged
+from sfumato.models import experts, fp8, layers, paged, routing
 from sfumato.text import paged_batching, read_once
 from tests.goldens.__main__ import PLANS, replay_each
 from tests.goldens.replay import Mode
@@ -21,6 +21,7 @@ CASES = {
     "fastdllm_dual_cache": 1,
     "d3llm_multi_block_kv_cache": 1,
     "generate_transformers": 1,
+    "generate_dinfer_threshold": 1,
 }
 
 
@@ -29,7 +30,7 @@ CASES = {
 @pytest.mark.parametrize("graphs", ["off", "on"])
 @pytest.mark.parametrize("kind", CASES)
 def test_cases_through_the_kernels(monkeypatch: pytest.MonkeyPatch, kind: str, graphs: str) -> None:
-    for module in (fp8, layers, paged, paged_batching, read_once):
+    for module in (experts, fp8, layers, paged, routing, paged_batching, read_once):
         monkeypatch.setattr(module, "run_on", lambda tensor: True)
     assert kind in PLANS
     cases = sorted(

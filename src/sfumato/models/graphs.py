@@ -8,6 +8,7 @@ Letters: N packed tokens, T tiles, P output tokens.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Protocol
@@ -94,7 +95,8 @@ class Graphs:
     """The recorded forwards of one model over one store.
 
     forward: the model's. most_pages: entries of page tables that a shape's fixed place has room for.
-    unit: tokens by which shapes grow, the model's block length as a rule.
+    unit: tokens by which shapes grow, the model's block length as a rule. failure: why none is recorded any
+    more.
     """
 
     def __init__(
@@ -118,9 +120,12 @@ class Graphs:
         self._places: dict[Shape, Tensor] = {}
         self._recordings: dict[Shape, Recording] = {}
         self.num_replays = 0
+        self.failure: str | None = None
 
     def shape_of(self, rows: Sequence[PagedRow]) -> Shape | None:
         """Return the shape that rows are filled up to; None where they are too many for any."""
+        if self.failure is not None:
+            return None
         own, tile = sum(row.length for row in rows), tile_of(rows)
         units = _bucket(-(-own // self._unit))
         if units is None or sum(len(row.pages) for row in rows) > self._most_pages:
@@ -148,7 +153,15 @@ class Graphs:
         assert batch.output_tokens is not None
         if shape not in self._recordings:
             recorded = replace(batch, output_tokens=None, shape=None)
-            self._recordings[shape] = self._record(lambda: self._forward(recorded))
+            try:
+                self._recordings[shape] = self._record(lambda: self._forward(recorded))
+            except RuntimeError as error:
+                # Whatever a model does that cannot be recorded, its forward can be run.
+                self.failure = f"{type(error).__name__}: {error}"
+                print(
+                    f"sfumato: forwards run without CUDA graphs: {self.failure}", file=sys.stderr, flush=True
+                )
+                return self._forward(recorded)[batch.output_tokens]
         self.num_replays += 1
         return self._recordings[shape].replay()[batch.output_tokens]
 

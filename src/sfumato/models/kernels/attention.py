@@ -135,7 +135,7 @@ class Plan:
 
 
 def plan_of(width: int, *, shared: int, tile: int, itemsize: int) -> Plan:
-    """Return the plan for tiles of `tile` queries, and heads of a width of which `shared` use one key head."""
+    """Return the plan for tiles of `tile` queries and heads of a width; `shared` of them use one key head."""
     # Many programs of few rows: with few requests a GPU has more cores than there is work.
     heads = min(triton.next_power_of_2(shared), max(1, _SMALLEST // tile))
     padded = max(_SMALLEST, triton.next_power_of_2(width))
