@@ -97,13 +97,14 @@ def load_checkpoint(
     block_length: int | None = None,
     mask_token_id: int | None = None,
     eot_token_id: int | None = None,
+    device: str = "cpu",
 ) -> Loaded:
     """Load a checkpoint in float32."""
     return load(
         EngineConfig(
             model=str(path),
             dtype="float32",
-            device="cpu",
+            device=device,
             kv_memory=_KV_BYTES,
             block_length=block_length,
             mask_token_id=mask_token_id,
@@ -112,11 +113,11 @@ def load_checkpoint(
     )
 
 
-def load_for(checkpoint: Checkpoint, tensor_parallel: int = 1) -> Loaded:
+def load_for(checkpoint: Checkpoint, tensor_parallel: int = 1, device: str = "cpu") -> Loaded:
     """Load what a case needs, alone or with processes that hold a part each."""
     key = (checkpoint.path, checkpoint.block_length, checkpoint.mask_token_id, checkpoint.eot_token_id)
     if tensor_parallel == 1:
-        return load_checkpoint(*key)
+        return load_checkpoint(*key, device)
     return _DIVIDED.load(checkpoint, tensor_parallel)
 
 
@@ -226,6 +227,7 @@ class Mode:
     graphs: str = "auto"
     num_replicas: int = 1
     tensor_parallel: int = 1
+    device: str = "cpu"
     start: Callable[[Loaded], Engine] = Engine.from_loaded
 
     def engines(self, loaded: Loaded) -> list[Engine]:
