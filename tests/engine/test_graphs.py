@@ -13,8 +13,9 @@ import torch
 
 from sfumato import Engine, EngineConfig, SamplingParams
 from sfumato.core.plan import Row, RowKind
+from sfumato.engine import recorded
 from sfumato.engine.build import Loaded, load
-from sfumato.engine.recorded import graphs_for
+from sfumato.engine.recorded import graphs_for, how_forwards_run
 from sfumato.errors import ConfigError
 from sfumato.models.batch import KVStore
 from sfumato.models.graphs import BUCKETS, Graphs, RunAgain
@@ -200,6 +201,34 @@ def test_an_engine_replays_its_steps(overlap: str) -> None:
     assert [choice.token_ids for choice in replaying.generate(prompts, params)] == expected
     graphs = replaying.loop.lanes[0].runner._graphs  # type: ignore[attr-defined]
     assert graphs.num_replays > len(replaying.steps) // 2
+
+
+def test_what_cannot_be_recorded_runs_and_is_told_once(capsys: pytest.CaptureFixture[str]) -> None:
+    world = World(load_tiny("llada"))
+
+    def refuse(forward: object) -> RunAgain:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    world.graphs._record = refuse
+    fed = [world.row(16, 8, None, [3, 1, 7])]
+    expected = world.hidden(fed, [0, 7], by_graph=False)
+    torch.testing.assert_close(world.hidden(fed, [0, 7], by_graph=True), expected, atol=2e-5, rtol=2e-5)
+    assert "without CUDA graphs: RuntimeError: operation not permitted" in capsys.readouterr().err
+    assert world.graphs.num_replays == 0
+    # From now on nothing is filled up.
+    torch.testing.assert_close(world.hidden(fed, [0, 7], by_graph=False), expected)
+    with pytest.raises(AssertionError):
+        world.hidden(fed, [0, 7], by_graph=True)
+
+
+def test_how_forwards_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = EngineConfig(model="m")
+    assert how_forwards_run(config, "cpu") == "attention by grouped SDPA, statistics by torch"
+    monkeypatch.setattr(recorded, "has_triton", lambda: False)
+    assert how_forwards_run(config, "cuda:0").endswith("triton is not installed")
+    monkeypatch.setattr(recorded, "has_triton", lambda: True)
+    assert how_forwards_run(config, "cuda:0").endswith("steps as CUDA graphs")
+    assert how_forwards_run(EngineConfig(model="m", graphs="off"), "cuda").endswith("no CUDA graphs")
 
 
 def test_who_records() -> None:

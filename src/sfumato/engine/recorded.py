@@ -8,10 +8,23 @@ from sfumato.config import EngineConfig
 from sfumato.core.traits import ModelTraits
 from sfumato.models.batch import KVStore
 from sfumato.models.graphs import CudaRecorder, Graphs, RunAgain
+from sfumato.models.kernels import has_triton
 from sfumato.models.language_model import LanguageModel
 
 # Entries of page tables that a recorded forward's fixed place has room for: half a megabyte.
 _MOST_PAGES = 1 << 16
+
+
+def how_forwards_run(config: EngineConfig, device: str) -> str:
+    """Return one sentence: what computes attention and statistics on a device, and whether it is recorded."""
+    if not device.startswith("cuda"):
+        return "attention by grouped SDPA, statistics by torch"
+    if not has_triton():
+        return "attention by grouped SDPA, statistics by torch: triton is not installed"
+    is_recorded = config.graphs != "off" and config.world_size == 1
+    return "attention over pages and statistics by Triton kernels, " + (
+        "steps as CUDA graphs" if is_recorded else "no CUDA graphs"
+    )
 
 
 def graphs_for(

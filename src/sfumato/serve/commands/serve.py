@@ -128,6 +128,14 @@ def serve(
             show_default="auto",
         ),
     ] = None,
+    graphs: Annotated[
+        str | None,
+        typer.Option(
+            help="on: steps of one shape are recorded once and replayed (CUDA graphs); off; auto: on a GPU.",
+            rich_help_panel=_ENGINE,
+            show_default="auto",
+        ),
+    ] = None,
     quantization: Annotated[
         str | None,
         typer.Option(
@@ -228,6 +236,7 @@ def serve(
         policy=policy,
         order=order,
         overlap=overlap,
+        graphs=graphs,
         quantization=quantization,
         data_parallel=data_parallel,
         data_parallel_attention=data_parallel_attention,
