@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from benchmarks.gpu_timing import Machine, Section, seconds_of
-from sfumato.models.kernels import has_triton
+from sfumato.models.kernels import why_not
 from sfumato.models.paged import PagedRow, numbers_of, views_of
 from sfumato.text.random_source import CounterSource
 from sfumato.text.sampling import scale_and_filter
@@ -24,8 +24,9 @@ def fill(machine: Machine, *, is_tiny: bool) -> Callable[[Section], None]:
     """Return what fills the table; without triton there is nothing to fill it with."""
 
     def run(section: Section) -> None:
-        if machine.device == "cpu" or not has_triton():
-            section.notes.append("No kernel runs here: the device is a CPU, or triton is not installed.")
+        reason = "it is a CPU" if machine.device == "cpu" else why_not(torch.empty(1, device="cuda").device)
+        if reason is not None:
+            section.notes.append(f"No kernel runs on this device: {reason}.")
             return
         for make in (_statistics, _filters, _attention, _norm):
             try:

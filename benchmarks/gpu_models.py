@@ -109,7 +109,8 @@ def _random(
     if like.dtype.itemsize == 1:
         # Numbers that fill eight bits; their scale makes them as wide as the others.
         made = torch.empty(like.shape, dtype=torch.bfloat16, device=device)
-        return made.normal_(0, 100, generator=generator).to(kept)
+        # Beyond 127 an integer does not hold them, beyond 448 a float is no number.
+        return made.normal_(0, 100, generator=generator).clamp_(-127, 127).to(kept)
     return torch.empty(like.shape, dtype=kept, device=device).normal_(0, _SPREAD, generator=generator)
 
 

@@ -23,7 +23,7 @@ def test_a_section_is_written(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -
     page = out.read_text(encoding="utf-8")
     assert page.startswith("# CPU\n")
     assert "d3LLM's window" in page
-    assert "No kernel runs here" in page
+    assert "No kernel runs on this device: it is a CPU" in page
 
 
 def test_what_breaks_loses_no_other_figure(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

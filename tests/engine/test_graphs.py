@@ -222,13 +222,14 @@ def test_what_cannot_be_recorded_runs_and_is_told_once(capsys: pytest.CaptureFix
 
 
 def test_how_forwards_run_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    config = EngineConfig(model="m")
-    assert how_forwards_run(config, "cpu") == "attention by grouped SDPA, statistics by torch"
-    monkeypatch.setattr(recorded, "has_triton", lambda: False)
-    assert how_forwards_run(config, "cuda:0").endswith("triton is not installed")
-    monkeypatch.setattr(recorded, "has_triton", lambda: True)
-    assert how_forwards_run(config, "cuda:0").endswith("steps as CUDA graphs")
-    assert how_forwards_run(EngineConfig(model="m", graphs="off"), "cuda").endswith("no CUDA graphs")
+    config, gpu = EngineConfig(model="m"), torch.device("cuda", 0)
+    said = how_forwards_run(config, torch.device("cpu"))
+    assert said == "attention by grouped SDPA, statistics by torch"
+    monkeypatch.setattr(recorded, "why_not", lambda device: "triton is not installed")
+    assert how_forwards_run(config, gpu).endswith("triton is not installed")
+    monkeypatch.setattr(recorded, "why_not", lambda device: None)
+    assert how_forwards_run(config, gpu).endswith("steps as CUDA graphs")
+    assert how_forwards_run(EngineConfig(model="m", graphs="off"), gpu).endswith("no CUDA graphs")
 
 
 def test_who_records() -> None:

@@ -180,7 +180,7 @@ def _text_engine(
 
     loaded = load(config, _progress_to(outbox))
     if loaded.device != "cpu":
-        how = how_forwards_run(config, loaded.device)
+        how = how_forwards_run(config, loaded.model.device)
         print(f"sfumato: {loaded.folder.name}: {how}", file=sys.stderr, flush=True)
     if loaded.leader is not None:
         loaded.leader.on_lost = _leave

@@ -7,6 +7,8 @@ N rows, I inputs, O outputs.
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -36,6 +38,7 @@ def fp8_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return fp8_weight(x)
 
 
+@cache
 def has_fp8(device: torch.device | str) -> bool:
     """Whether a device's tensor cores multiply such numbers."""
     device = torch.device(device)

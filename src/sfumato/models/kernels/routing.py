@@ -99,7 +99,7 @@ def choose(
     return chosen, weights
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_chosen"], do_not_specialize_on_alignment=["places"])
 def _sort(
     chosen,
     tokens,
@@ -154,7 +154,7 @@ def sort_chosen(chosen: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tenso
     return tokens, places, ends
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["places"])
 def _sum_chosen(computed, places, weights, output, size, num_there, COUNT: tl.constexpr, WIDTH: tl.constexpr):
     token = tl.program_id(0).to(tl.int64)
     at = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)

@@ -134,7 +134,7 @@ def _keep_mass(logits, size, temperature, low, low_last, high, top_p, WIDTH: tl.
     return low, low_last
 
 
-@triton.jit
+@triton.jit(do_not_specialize_on_alignment=["temperatures", "top_ks", "top_ps", "firsts"])
 def _cut_rows(
     logits, row_stride, size, temperatures, top_ks, top_ps, firsts, cuts, lasts, WIDTH: tl.constexpr
 ):

@@ -96,7 +96,8 @@ def _runner_up(best, second, indices, winner):
     return tl.max(tl.where(indices == winner, second, best), 0)
 
 
-@triton.jit
+# Arrays of a number per row begin anywhere: no variant for each place.
+@triton.jit(do_not_specialize_on_alignment=["temperatures", "keys", "cuts", "lasts"])
 def _read_part(
     logits,
     row_stride,
@@ -165,7 +166,10 @@ def _read_part(
         tl.store(indices + 1, winner)
 
 
-@triton.jit(do_not_specialize=["num_parts", "num_rows"])
+@triton.jit(
+    do_not_specialize=["num_parts", "num_rows"],
+    do_not_specialize_on_alignment=["modes", "temperatures"],
+)
 def _join_parts(
     logits,
     row_stride,
