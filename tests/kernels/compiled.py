@@ -167,6 +167,8 @@ def _elementwise() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[
     norm = {
         "x": "*bf16",
         "x_stride": "i32",
+        "more": "*bf16",
+        "total": "*bf16",
         "weight": "*bf16",
         "output": "*bf16",
         "size": "i32",
@@ -194,7 +196,16 @@ def _elementwise() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[
     }
     gate = {"x": "*bf16", "output": "*bf16", "size": "i32"}
     return [
-        ("norm", elementwise._norm, norm, {"IS_WIDE": False, "WIDTH": 4096}, {"num_warps": 8}),
+        *(
+            (
+                "norm",
+                elementwise._norm,
+                norm,
+                {"HAS_MORE": has_more, "IS_WIDE": False, "WIDTH": 4096},
+                {"num_warps": 8},
+            )
+            for has_more in (False, True)
+        ),
         ("turn", elementwise._turn, turn, turned, {"num_warps": 1}),
         *(
             ("gate", elementwise._gate, gate, {"KIND": kind, "WIDTH": 1024}, {"num_warps": 4})

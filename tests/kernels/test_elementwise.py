@@ -10,7 +10,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 from sfumato.models import layers
-from sfumato.models.layers import RMSNorm, Rotary, gated, gelu_tanh, turned
+from sfumato.models.layers import RMSNorm, Rotary, add_norm, gated, gelu_tanh, turned
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 DTYPES = [torch.float32, torch.bfloat16]
@@ -44,6 +44,16 @@ def test_norms(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, wide: bool) 
     monkeypatch.setattr(layers, "run_on", lambda tensor: True)
     expect_close(norm(x), expected)
     assert norm(x[:0]).shape == (0, 48)
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_sums_and_their_norms(monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype) -> None:
+    norm, x, more = make_norm(48, dtype, wide=True), *(draw(5, 48, dtype=dtype, seed=seed) for seed in (1, 2))
+    monkeypatch.setattr(layers, "run_on", lambda tensor: False)
+    expected = add_norm(x, more, norm)
+    monkeypatch.setattr(layers, "run_on", lambda tensor: True)
+    for found, wanted in zip(add_norm(x, more, norm), expected, strict=True):
+        expect_close(found, wanted)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)

@@ -159,6 +159,16 @@ class RMSNorm(nn.Module):
         return self.normalise(x, self.weight, self.eps)
 
 
+def add_norm(x: Tensor, more: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+    """Return x + more, [N, width], and its norm."""
+    if run_on(x):
+        from sfumato.models.kernels import elementwise
+
+        return elementwise.add_norm(x, more, norm.weight, norm.eps, is_wide=norm.is_wide)
+    total = x + more
+    return total, norm(total)
+
+
 class Rotary:
     """Half-split rotary positions over the first `width` dimensions of a head, computed in float32.
 

@@ -15,11 +15,28 @@ SILU, GELU_TANH = 0, 1
 
 
 @triton.jit
-def _norm(x, x_stride, weight, output, size, eps, IS_WIDE: tl.constexpr, WIDTH: tl.constexpr):
+def _norm(
+    x,
+    x_stride,
+    more,
+    total,
+    weight,
+    output,
+    size,
+    eps,
+    HAS_MORE: tl.constexpr,
+    IS_WIDE: tl.constexpr,
+    WIDTH: tl.constexpr,
+):
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, WIDTH)
     is_there = at < size
     values = tl.load(x + row * x_stride + at, mask=is_there, other=0.0).to(tl.float32)
+    if HAS_MORE:
+        values += tl.load(more + row * size + at, mask=is_there, other=0.0).to(tl.float32)
+        values = values.to(total.dtype.element_ty)
+        tl.store(total + row * size + at, values, mask=is_there)
+        values = values.to(tl.float32)
     scaled = values * tl.rsqrt(tl.sum(values * values, 0) / size + eps)
     scale = tl.load(weight + at, mask=is_there, other=0.0)
     kind = output.dtype.element_ty
@@ -32,24 +49,39 @@ def _norm(x, x_stride, weight, output, size, eps, IS_WIDE: tl.constexpr, WIDTH: 
 
 def norm(x: Tensor, weight: Tensor, eps: float, *, is_wide: bool) -> Tensor:
     """Return x [..., width] over its root mean square, times a weight [width]; is_wide: see `RMSNorm`."""
-    size = x.shape[-1]
-    rows = x.reshape(-1, size)
-    output = torch.empty(rows.shape, dtype=x.dtype, device=x.device)
-    width = triton.next_power_of_2(size)
-    if len(rows):
-        assert rows.stride(1) == 1
-        _norm[(len(rows),)](
-            rows,
-            rows.stride(0),
+    rows = x.reshape(-1, x.shape[-1])
+    return _normed(rows, None, weight, eps, is_wide=is_wide)[1].view(x.shape)
+
+
+def add_norm(x: Tensor, more: Tensor, weight: Tensor, eps: float, *, is_wide: bool) -> tuple[Tensor, Tensor]:
+    """Return x + more, [N, width], and its norm."""
+    return _normed(x, more, weight, eps, is_wide=is_wide)
+
+
+def _normed(
+    x: Tensor, more: Tensor | None, weight: Tensor, eps: float, *, is_wide: bool
+) -> tuple[Tensor, Tensor]:
+    output = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    total = x if more is None else torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    width = triton.next_power_of_2(x.shape[1])
+    if len(x):
+        assert x.stride(1) == 1
+        assert more is None or more.is_contiguous()
+        _norm[(len(x),)](
+            x,
+            x.stride(0),
+            x if more is None else more,
+            total,
             weight,
             output,
-            size,
+            x.shape[1],
             eps,
+            HAS_MORE=more is not None,
             IS_WIDE=is_wide,
             WIDTH=width,
             num_warps=min(8, max(1, width // 512)),
         )
-    return output.view(x.shape)
+    return total, output
 
 
 @triton.jit
