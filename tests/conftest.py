@@ -11,6 +11,9 @@ torch.set_num_threads(1)
 if not torch.cuda.is_available():
     # Triton reads this when it is imported; its kernels then run on tensors of the CPU.
     os.environ.setdefault("TRITON_INTERPRET", "1")
+else:
+    # Triton 3.9 warns where this is not said, and warnings are errors here.
+    os.environ.setdefault("TRITON_DEFAULT_FP_FUSION", "1")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

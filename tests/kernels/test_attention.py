@@ -69,7 +69,9 @@ def test_queries_see_their_keys(name: str, heads: int, kv_heads: int, width: int
                 scores = keys[seen, kv_head] @ query[one.start + index, head] * 0.3
                 expected[one.start + index, head] = scores.softmax(-1) @ values[seen, kv_head]
     expected[-3:] = 0.0
-    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+    # Wide heads are multiplied by three tf32 products on a GPU.
+    tolerance = 1e-5 if DEVICE == "cpu" else 2e-4
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
