@@ -69,7 +69,8 @@ def sections(machine: Machine, *, is_tiny: bool) -> list[tuple[Section, Fill]]:
                 "llada-8b",
                 many,
                 "Wanted: one request within 1.25 times the floor; 4 and 16 requests at least 3.5 and 11 "
-                "times the tokens/s of one.",
+                "times the tokens/s of one. What is possible stands in the last column: the products of 16 "
+                "blocks take longer than reading the weights.",
             ),
         ),
         (
@@ -142,8 +143,8 @@ def report(machine: Machine, done: list[Section], options: argparse.Namespace) -
         f"{'float32' if machine.device == 'cpu' else 'bfloat16'}.",
         "",
         f"Copies move {machine.bandwidth / 1e9:.0f} GB/s, read and written; matrix products reach "
-        f"{machine.operations / 1e12:.2f} TFLOP/s. A *floor* is the time in which the bytes that a step "
-        "reads are read at that rate (of images the larger of that and the products').",
+        f"{machine.operations / 1e12:.2f} TFLOP/s. A *floor* is the larger of the times that a step's bytes "
+        "and its products take at these rates; attention's products are left out.",
         "",
     ]
     return "\n".join(lines) + "\n" + "\n".join(section.markdown() for section in done)

@@ -23,6 +23,7 @@ from sfumato.engine.build import Loaded
 from sfumato.engine.recorded import graphs_for
 from sfumato.models.batch import KVStore
 from sfumato.models.experts import Experts
+from sfumato.models.layers import Linear
 from sfumato.text.batching import FedRow
 from sfumato.text.decoding.protocol import Transform
 from sfumato.text.paged_batching import batch_of
@@ -139,6 +140,20 @@ def touched_bytes(forwards: Forwards) -> int:
     return total
 
 
+def operations(forwards: Forwards) -> float:
+    """Return the operations of a step's products, attention left out: a token uses its own experts alone."""
+    model = forwards.loaded.model
+    tokens = len(forwards.fed) * forwards.block
+    products = 0
+    for module in model.modules():
+        if isinstance(module, Linear):
+            products += module.weight.numel()
+        elif isinstance(module, Experts):
+            own = module.gate_up.numel() + module.down.numel()
+            products += own // module.num_experts * module.num_chosen
+    return 2.0 * products * tokens
+
+
 def forward_table(
     machine: Machine,
     name: str,
@@ -160,11 +175,13 @@ def forward_table(
             quantization=quantization,
         )
         context = 16 if is_tiny else 512
-        first = 0.0
+        first = first_floor = 0.0
         for number in batches:
             forwards = Forwards(loaded, number, context)
             read = touched_bytes(forwards) + forwards.kv_bytes()
-            floor = read / machine.bandwidth
+            needed = operations(forwards)
+            floor = max(read / machine.bandwidth, needed / machine.operations)
+            first_floor = first_floor or floor
             graph = seconds_of(forwards.step, machine.device)
             eager = seconds_of(
                 lambda forwards=forwards: forwards.step(by_graph=False), machine.device, runs=5
@@ -175,12 +192,14 @@ def forward_table(
                 [
                     str(number),
                     f"{read / 1e9:.2f}",
+                    f"{needed / 1e12:.2f}",
                     f"{1e3 * floor:.3f}",
                     f"{1e3 * graph:.3f}",
                     f"{graph / floor:.2f}",
                     f"{1e3 * bare:.3f}",
                     f"{1e3 * eager:.3f}",
                     f"{number * first / graph:.2f}",
+                    f"{number * first_floor / floor:.2f}",
                 ]
             )
             drift = _difference(forwards)
@@ -193,12 +212,14 @@ def forward_table(
 FORWARD_HEADINGS = [
     "requests",
     "GB read",
+    "TFLOP",
     "floor ms",
     "step ms",
     "step / floor",
     "forward alone ms",
     "eager step ms",
     "tokens/s over one request",
+    "at the floors",
 ]
 
 
