@@ -32,6 +32,7 @@ from sfumato.engine.loop import EngineLoop
 from sfumato.engine.peer_config import HELPING
 from sfumato.engine.peering import PeeredInbox, closed_door
 from sfumato.engine.peers import NoPeers
+from sfumato.engine.recorded import record_for
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.step_times import UNLIMITED
 from sfumato.engine.sync import Alone
@@ -158,7 +159,12 @@ def build_image_loop(
     lanes = (
         lane(EncodeRunner(family, recorder=recorder), RowKind.ENCODE, 1),
         lane(
-            DenoiseRunner(family, num_rows=config.deterministic_rows, recorder=recorder),
+            DenoiseRunner(
+                family,
+                num_rows=config.deterministic_rows,
+                recorder=recorder,
+                record=record_for(config, family.device),
+            ),
             RowKind.DENOISE,
             int(config.overlap in ("on", "device")),
         ),
