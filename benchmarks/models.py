@@ -53,7 +53,7 @@ def random_model(shape: DecoderShape, dtype: torch.dtype, *, pack: bool) -> Deco
 def narrowed(model: Decoder) -> Decoder:
     """Hold a plain model's layers in eight bits and pack them."""
     plain = dict(model.named_parameters())
-    model.quantize()
+    model.quantize(torch.int8)
     for name, parameter in model.named_parameters():
         if parameter.dtype is torch.int8:
             weight, scale = quantized_weight(plain[name])

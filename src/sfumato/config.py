@@ -19,8 +19,9 @@ if TYPE_CHECKING:
 
 # Fields that are called otherwise on the command line.
 _OPTIONS = {"num_replicas": "data-parallel", "num_threads": "threads"}
-QUANTIZATIONS = ("int8",)
+QUANTIZATIONS = ("int8", "fp8")
 OVERLAPS = ("auto", "on", "device", "off")
+GRAPHS = ("auto", "on", "off")
 # A rank that has not answered for so many seconds is taken for lost.
 DEFAULT_RANK_TIMEOUT = 15.0
 
@@ -35,11 +36,14 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     memory_share: of the memory that an engine would take without kv_memory; engines beside it take the rest.
     overlap: "on" plans a step while the one before runs, "device" also launches it before that one's outcome
     is read; "auto": off on a CPU, where that was measured to be faster, "device" on a GPU.
+    graphs: "on" fills forwards over pages up to a few shapes, whose launches are recorded once as CUDA
+    graphs; "auto": on a GPU.
     deterministic_rows: images only: every forward has exactly so many rows, so that a result does not depend
     on its neighbours in a single bit. num_replicas, replica: engines that serve this model on this machine,
     and which of them this one is.
     max_chunk_bytes: float32 logits that exist at one time. algorithm, parameters: the operator's defaults.
-    quantization: "int8" holds the weights of all layers in eight bits (CPU); None: as the checkpoint says.
+    quantization: "int8" (CPU) and "fp8" (GPU) hold the weights of all layers in eight bits; None: as the
+    checkpoint says.
     tensor_parallel: ranks that run every forward together, each with a part of the model.
     data_parallel_attention: ranks with requests of their own that share the weights of the experts, or of the
     MLPs where there are none. rank: which of them this is. rendezvous: host:port where they meet, if somebody
@@ -63,6 +67,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     block_length: int | None = None
     context_length: int | None = None
     overlap: str = "auto"
+    graphs: str = "auto"
     quantization: str | None = None
     num_replicas: int = 1
     replica: int = 0
@@ -121,6 +126,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             )
         if self.overlap not in OVERLAPS:
             raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
+        if self.graphs not in GRAPHS:
+            raise ConfigError(f"--graphs {self.graphs!r} is not one of {', '.join(GRAPHS)}")
         if self.quantization not in (None, *QUANTIZATIONS):
             raise ConfigError(
                 f"--quantization {self.quantization!r} is not one of {', '.join(QUANTIZATIONS)}"

@@ -88,13 +88,19 @@ def loaded(request: pytest.FixtureRequest) -> Loaded:
 
 
 def engine_with(
-    loaded: Loaded, limits: Limits, num_tokens: int | None = None, overlap: str = "off"
+    loaded: Loaded,
+    limits: Limits,
+    num_tokens: int | None = None,
+    overlap: str = "off",
+    graphs: str = "auto",
 ) -> Engine:
     """Start an engine; num_tokens: how many tokens its pages hold."""
     memory = loaded.config.kv_memory
     if num_tokens is not None:
         memory = num_tokens * loaded.traits.kv_bytes_per_token(4)
-    config = msgspec.structs.replace(loaded.config, limits=limits, kv_memory=memory, overlap=overlap)
+    config = msgspec.structs.replace(
+        loaded.config, limits=limits, kv_memory=memory, overlap=overlap, graphs=graphs
+    )
     return Engine.from_loaded(dataclasses.replace(loaded, config=config))
 
 
@@ -140,7 +146,9 @@ def test_results_do_not_depend_on_neighbours_arrivals_or_retractions(loaded: Loa
     asks = [draw(loaded, rng) for _ in range(12)]
     arrivals = [rng.randrange(10) for _ in asks]
     # Room for about two of them: pages run out, and requests are retracted on top of the random ones.
-    engine = engine_with(loaded, limits, 192, overlap=("on", "off", "device")[seed % 3])
+    engine = engine_with(
+        loaded, limits, 192, overlap=("on", "off", "device")[seed % 3], graphs=("off", "on", "on")[seed % 3]
+    )
     together = run_with_arrivals(engine, asks, arrivals, rng)
     for (prompt, params), found in zip(asks, together, strict=True):
         assert found == alone(loaded, prompt, params), params

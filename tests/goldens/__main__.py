@@ -109,6 +109,8 @@ def main(arguments: list[str] | None = None) -> int:
     with disaggregated.starting(options.disaggregate) as (start, summary):
         mode = Mode(
             overlap=options.overlap,
+            graphs="on" if options.graphs else "auto",
+            device=options.device,
             num_replicas=options.data_parallel,
             tensor_parallel=options.tensor_parallel,
             start=start,
@@ -169,7 +171,9 @@ def _replay(case: Case, mode: Mode) -> None:
         REPLAYS[case.kind](case)
     elif case.kind in PLANS:
         planned = PLANS[case.kind](case)
-        planned.verify(run(load_for(planned.checkpoint, mode.tensor_parallel), planned.asked, mode=mode))
+        planned.verify(
+            run(load_for(planned.checkpoint, mode.tensor_parallel, mode.device), planned.asked, mode=mode)
+        )
     else:
         raise Mismatch(f"unknown kind {case.kind!r}")
 
@@ -185,7 +189,9 @@ def replay_together(cases: list[Case], seed: int, mode: Mode) -> Iterator[tuple[
         by_checkpoint.setdefault(planned.checkpoint.path, []).append((case, planned))
     for members in by_checkpoint.values():
         loaded = load_for(
-            joint_checkpoint([planned.checkpoint for _, planned in members]), mode.tensor_parallel
+            joint_checkpoint([planned.checkpoint for _, planned in members]),
+            mode.tensor_parallel,
+            mode.device,
         )
         asked = [asked for _, planned in members for asked in planned.asked]
         try:
@@ -229,6 +235,12 @@ def _parser() -> argparse.ArgumentParser:
         default="off",
         help="plan a step while the one before runs; device: begin it before that one's outcome is read",
     )
+    parser.add_argument(
+        "--graphs",
+        action="store_true",
+        help="fill forwards over pages up to a few shapes; on a CPU these run again in place of a graph",
+    )
+    parser.add_argument("--device", default="cpu", help="of engine cases")
     parser.add_argument(
         "--data-parallel", type=int, default=1, metavar="N", help="spread the requests over N engines"
     )

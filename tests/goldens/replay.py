@@ -97,13 +97,14 @@ def load_checkpoint(
     block_length: int | None = None,
     mask_token_id: int | None = None,
     eot_token_id: int | None = None,
+    device: str = "cpu",
 ) -> Loaded:
     """Load a checkpoint in float32."""
     return load(
         EngineConfig(
             model=str(path),
             dtype="float32",
-            device="cpu",
+            device=device,
             kv_memory=_KV_BYTES,
             block_length=block_length,
             mask_token_id=mask_token_id,
@@ -112,11 +113,11 @@ def load_checkpoint(
     )
 
 
-def load_for(checkpoint: Checkpoint, tensor_parallel: int = 1) -> Loaded:
+def load_for(checkpoint: Checkpoint, tensor_parallel: int = 1, device: str = "cpu") -> Loaded:
     """Load what a case needs, alone or with processes that hold a part each."""
     key = (checkpoint.path, checkpoint.block_length, checkpoint.mask_token_id, checkpoint.eot_token_id)
     if tensor_parallel == 1:
-        return load_checkpoint(*key)
+        return load_checkpoint(*key, device)
     return _DIVIDED.load(checkpoint, tensor_parallel)
 
 
@@ -218,17 +219,20 @@ class RecordingWalk:
 class Mode:
     """How the cases are run; the tokens and the counts may not depend on it.
 
+    graphs: "on" replays forwards over pages that are filled up to a few shapes.
     num_replicas: engines among which a router spreads the requests. start: makes one of what was loaded.
     """
 
     overlap: str = "off"
+    graphs: str = "auto"
     num_replicas: int = 1
     tensor_parallel: int = 1
+    device: str = "cpu"
     start: Callable[[Loaded], Engine] = Engine.from_loaded
 
     def engines(self, loaded: Loaded) -> list[Engine]:
         """Start the engines on a model that is in memory."""
-        config = msgspec.structs.replace(loaded.config, overlap=self.overlap)
+        config = msgspec.structs.replace(loaded.config, overlap=self.overlap, graphs=self.graphs)
         return [self.start(replace(loaded, config=config)) for _ in range(self.num_replicas)]
 
 

@@ -33,6 +33,10 @@ class ArgmaxSource:
         """Return None."""
         return None
 
+    def token_keys(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Return None: no number is counted."""
+        return None
+
 
 class RecordedTokens(ArgmaxSource):
     """Tokens that a reference drew: block and step -> i64[B] for all positions of the block."""

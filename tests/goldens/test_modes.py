@@ -15,6 +15,8 @@ DATA = Path(__file__).resolve().parent.parent / "data" / "goldens"
 MODES = {
     "overlap": Mode(overlap="on"),
     "ahead": Mode(overlap="device"),
+    "graphs": Mode(graphs="on"),
+    "graphs and ahead": Mode(graphs="on", overlap="device"),
     "replicas": Mode(num_replicas=2),
     "replicas and overlap": Mode(num_replicas=2, overlap="on"),
     "two ranks": Mode(tensor_parallel=2),

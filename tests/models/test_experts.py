@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sfumato.models import experts
 from sfumato.models.experts import Experts
 from sfumato.models.layers import gelu_tanh
 from sfumato.models.routing import (
@@ -71,6 +72,22 @@ def test_the_grouped_product_is_the_single_products(ends: list[int]) -> None:
     limits = torch.tensor(ends, dtype=torch.int32)
     expected = experts.one_by_one(rows, limits)
     torch.testing.assert_close(experts.grouped(rows, limits), expected, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("ends", [[0, 0, 4, 4, 5] + [9] * 7, [0] * 11 + [9], [3] * 12])
+def test_the_kernel_is_the_single_products(
+    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, ends: list[int]
+) -> None:
+    pytest.importorskip("triton")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    made, rows = make_experts(dtype).to(device), draw(9, WIDTH).to(dtype).to(device)
+    limits = torch.tensor(ends, dtype=torch.int32, device=device)
+    expected = made.one_by_one(rows, limits)
+    monkeypatch.setattr(experts, "run_on", lambda tensor: True)
+    found = made.grouped(rows, limits)[: ends[-1]]
+    tolerance = 1e-5 if dtype is torch.float32 else 3e-2
+    torch.testing.assert_close(found, expected, atol=tolerance, rtol=tolerance)
 
 
 def test_bfloat16_experts_stay_close_and_are_summed_in_float32() -> None:

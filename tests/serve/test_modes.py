@@ -18,6 +18,7 @@ from tests.serve.running import SDAR, SLOW, Server, is_running, serving
 MODES = {
     "overlap": ("--overlap", "on"),
     "ahead": ("--overlap", "device"),
+    "graphs and ahead": ("--graphs", "on", "--overlap", "device"),
     "replicas": ("--data-parallel", "2"),
     "shared weights": ("--data-parallel", "2", "--data-parallel-attention"),
     "shared weights and overlap": ("--data-parallel", "2", "--data-parallel-attention", "--overlap", "on"),

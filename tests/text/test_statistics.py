@@ -164,6 +164,13 @@ def test_numbers_depend_on_every_coordinate_and_on_nothing_else() -> None:
     assert all(not torch.isclose(base, other).any() for other in others)
 
 
+def test_no_noise_is_infinite() -> None:
+    # Found by search: this position's number of this token has 24 bits set, which would round to 1.
+    noise = CounterSource(0).gumbel(0, 0, np.asarray([352]), 44000)
+    assert bool(noise.isfinite().all())
+    assert float(noise[0, 43998]) > 16.0
+
+
 def test_uniform_numbers_are_uniform() -> None:
     drawn = CounterSource(3).uniform(0, 0, np.arange(20000))
     assert drawn.min() >= 0.0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 
 import torch
 
@@ -26,11 +25,14 @@ from sfumato.engine.peering import MakeEndpoint, Peering, join_peers, open_peeri
 from sfumato.engine.peers import NoPeers
 from sfumato.engine.prepared import PreparedInbox
 from sfumato.engine.ranks import Announcer, SharedWeights, load_leader, load_shared
+from sfumato.engine.recorded import graphs_for
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.sync import Alone
 from sfumato.errors import ConfigError
 from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder, read_folder
+from sfumato.models.fp8 import has_fp8
+from sfumato.models.graphs import Graphs
 from sfumato.models.language_model import LanguageModel
 from sfumato.models.layers import has_bfloat16
 from sfumato.models.weights import (
@@ -87,10 +89,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
         torch.set_num_threads(config.num_threads)
     folder = read_folder(config.model, config.overrides())
     dtype = choose_dtype(config, folder, device)
-    if folder.quantization is not None and (device != "cpu" or config.data_parallel_attention > 1):
-        raise ConfigError(
-            f"quantization {folder.quantization} is for CPUs, and does not go with --data-parallel-attention"
-        )
+    _check_quantization(config, folder, device)
     traits = operator_defaults(config, folder.traits)
     leader = shared = None
     if config.tensor_parallel > 1:
@@ -101,6 +100,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
         model = shared.model
     else:
         model = load_model(folder, dtype=dtype, device=device, on_progress=on_progress)
+    use_device(model.device)
     return Loaded(
         config=config,
         folder=folder,
@@ -111,6 +111,22 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
         leader=leader,
         shared=shared,
     )
+
+
+def _check_quantization(config: EngineConfig, folder: Folder, device: str) -> None:
+    """Raise ConfigError where no product takes weights in these eight bits."""
+    kind = folder.quantization
+    if kind == "int8" and (device != "cpu" or config.data_parallel_attention > 1):
+        raise ConfigError(
+            "quantization int8 is for CPUs, and does not go with --data-parallel-attention; on a GPU fp8 is"
+        )
+    if kind == "fp8" and not has_fp8(device):
+        raise ConfigError(
+            f"quantization fp8 needs a GPU of compute capability 8.9 or later, and the device is {device}; "
+            "on a CPU int8 is"
+        )
+    if kind == "fp8" and config.world_size > 1:
+        raise ConfigError("quantization fp8 does not go with --tensor-parallel, --data-parallel-attention")
 
 
 def choose_dtype(config: EngineConfig, folder: Folder, device: str) -> torch.dtype:
@@ -196,6 +212,7 @@ def build_loop(
         peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
         grammars=_grammars(loaded),
         recorder=recorder,
+        graphs=graphs_for(config, loaded.model, traits, store, page_size),
     )
 
 
@@ -225,11 +242,13 @@ def assemble(
     peering: Peering | None = None,
     grammars: Grammars | None = None,
     recorder: Recorder = UNRECORDED,
+    graphs: Graphs | None = None,
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock.
 
-    is_ahead: at depth 1 launches begin before the outcome of the one before is read.
+    is_ahead: at depth 1 launches begin before the outcome of the one before is read. graphs: recorded
+    forwards.
     """
     pages = PageCache(num_pages, page_size)
     scheduler = Scheduler(limits, pages, clock, recorder)
@@ -242,6 +261,7 @@ def assemble(
         announce=announce,
         is_lockstep=shared is not None,
         recorder=recorder,
+        graphs=graphs,
     )
     door = TextDoor(
         traits=traits,
@@ -286,7 +306,7 @@ def assemble(
                 launching,
                 sync,
                 depth=depth,
-                prepare=_same_threads(),
+                prepare=_same_threads(model.device),
                 ahead=Ahead(runner, recorder) if is_ahead else None,
                 recorder=recorder,
             ),
@@ -313,9 +333,21 @@ def _is_ahead(config: EngineConfig, device: str) -> bool:
     return is_alone and (config.overlap == "device" or (config.overlap == "auto" and device != "cpu"))
 
 
-def _same_threads() -> Callable[[], None]:
-    """Return what gives another thread's forwards as many CPU threads as this one's have."""
-    return partial(torch.set_num_threads, torch.get_num_threads())
+def _same_threads(device: torch.device) -> Callable[[], None]:
+    """Return what gives another thread's forwards this one's number of CPU threads, and its GPU."""
+    num_threads = torch.get_num_threads()
+
+    def prepare() -> None:
+        torch.set_num_threads(num_threads)
+        use_device(device)
+
+    return prepare
+
+
+def use_device(device: torch.device) -> None:
+    """Let this thread's kernels run where their tensors are: Triton asks for the current GPU."""
+    if device.type == "cuda" and device.index is not None:
+        torch.cuda.set_device(device)
 
 
 def _num_pages(loaded: Loaded, page_size: int) -> int:

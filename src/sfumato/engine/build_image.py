@@ -32,6 +32,7 @@ from sfumato.engine.loop import EngineLoop
 from sfumato.engine.peer_config import HELPING
 from sfumato.engine.peering import PeeredInbox, closed_door
 from sfumato.engine.peers import NoPeers
+from sfumato.engine.recorded import record_for
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.step_times import UNLIMITED
 from sfumato.engine.sync import Alone
@@ -43,7 +44,7 @@ from sfumato.image.runner import DecodeRunner, DenoiseRunner, EncodeRunner
 from sfumato.models.folder import name_of
 
 # On a CPU two threads that compute at one time slow each other down: what is shorter than a step is run
-# between two of them.
+# between two of them. Everywhere so much is encoded or decoded together.
 _SHORT_PIXELS = 128 * 128
 # Image requests know how many steps they have left, and steps of a few rows are near the full rate: with less
 # of it than text the shortest are done sooner, and no throughput is lost against one request at a time.
@@ -126,7 +127,9 @@ def build_image_loop(
     config, family = loaded.config, loaded.family
     # Of images, rows and latents are counted; how many tokens a row has says how long it takes.
     limits: Limits = replace(config.limits, max_step_tokens=UNLIMITED)
-    scheduler = Scheduler(limits, PageCache(1, 1), clock, recorder)
+    scheduler = Scheduler(
+        limits, PageCache(1, 1), clock, recorder, rate_share=_RATE_SHARE, stage_tokens=_SHORT_PIXELS
+    )
     door = ImageDoor(
         family,
         max_latent_bytes=limits.max_latent_bytes,
@@ -156,7 +159,12 @@ def build_image_loop(
     lanes = (
         lane(EncodeRunner(family, recorder=recorder), RowKind.ENCODE, 1),
         lane(
-            DenoiseRunner(family, num_rows=config.deterministic_rows, recorder=recorder),
+            DenoiseRunner(
+                family,
+                num_rows=config.deterministic_rows,
+                recorder=recorder,
+                record=record_for(config, family.device),
+            ),
             RowKind.DENOISE,
             int(config.overlap in ("on", "device")),
         ),

@@ -13,7 +13,7 @@ import msgspec
 import torch
 
 from sfumato.config import EngineConfig
-from sfumato.engine.build import choose_dtype, resolve_device
+from sfumato.engine.build import choose_dtype, resolve_device, use_device
 from sfumato.engine.ranks import device_of_rank, meet, open_rendezvous, threads_of_rank
 from sfumato.errors import SfumatoError
 from sfumato.models.batch import KVStore
@@ -22,8 +22,8 @@ from sfumato.models.language_model import LanguageModel
 from sfumato.models.weights import load_model
 from sfumato.parallel.spawn import end_with_parent, read_first_line
 from sfumato.parallel.tensor import TensorRanks, follow
-from sfumato.text.batching import make_batch
 from sfumato.text.orders import fed_rows, output_tokens, read_order
+from sfumato.text.paged_batching import batch_of
 
 
 def run_follower(config: EngineConfig) -> None:
@@ -40,6 +40,7 @@ def run_follower(config: EngineConfig) -> None:
         device=device,
         divide=lambda model: model.divide(ranks),
     )
+    use_device(model.device)
     ranks.group = meet(rendezvous, config, device)
     with torch.inference_mode():
         follow(model, ranks.group, _Forwards(model, folder))
@@ -66,7 +67,7 @@ class _Forwards:
             self._stores[order.store] = (store, order.page_size)
         store, page_size = self._stores[order.store]
         self._model.hidden(
-            make_batch(
+            batch_of(
                 fed_rows(order, width=self._model.shape.width, device=self._model.device),
                 traits=self._traits,
                 output_tokens=output_tokens(order),

@@ -6,7 +6,7 @@ Runs beside the engine, so that tokenisation and detokenisation never hold up a 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 import msgspec
@@ -179,17 +179,21 @@ class Delta:
 
 @dataclass(slots=True)
 class Assembler:
-    """Turns the outputs of one choice into text; a stop string ends it before the engine knows."""
+    """Turns the outputs of one choice into text; a stop string ends it before the engine knows.
+
+    shown_tokens: special tokens that are part of the text.
+    """
 
     tokenizer: Tokenizer | None
     stop: tuple[str, ...] = ()
+    shown_tokens: Collection[str] = ()
     is_finished: bool = False
     _stream: TextStream | None = field(init=False, default=None)
     _stops: StopStrings | None = field(init=False, default=None)
 
     def __post_init__(self) -> None:
         if self.tokenizer is not None:
-            self._stream = TextStream(self.tokenizer)
+            self._stream = TextStream(self.tokenizer, self.shown_tokens)
             self._stops = StopStrings(self.stop)
         elif self.stop:
             raise RequestError(

@@ -194,9 +194,13 @@ def _text_engine(
 ) -> tuple[EngineLoop, EngineInfo, Callable[[], None]]:
     """Return a language model's loop, what it says of itself, and what ends it."""
     from sfumato.engine.build import build_loop, load
+    from sfumato.engine.recorded import how_forwards_run
     from sfumato.models.weights import build_on_meta, count_parameters
 
     loaded = load(config, _progress_to(outbox))
+    if loaded.device != "cpu":
+        how = how_forwards_run(config, loaded.model.device)
+        print(f"sfumato: {loaded.folder.name}: {how}", file=sys.stderr, flush=True)
     if loaded.leader is not None:
         loaded.leader.on_lost = _leave
     bell = None if loaded.shared is None else loaded.shared.bell

@@ -50,6 +50,7 @@ class Scheduler:
     clock: seconds, monotonic; decides only how long a request has waited.
     takes: whether a running request's next rows are a peer's; such a one is left alone. rate_share: how near
     to the rate of an endless step one has to be, where the order asks how large steps should be.
+    stage_tokens: of stages beside the steps that are run together; a larger one runs alone.
     """
 
     def __init__(
@@ -60,6 +61,7 @@ class Scheduler:
         recorder: Recorder = UNRECORDED,
         *,
         rate_share: float = TEXT_SHARE,
+        stage_tokens: int = 0,
     ) -> None:
         self.takes: Callable[[Request], bool] = lambda request: False
         self._limits = limits
@@ -70,6 +72,7 @@ class Scheduler:
         self._step = 0
         self._prefill_streak = 0
         self._step_times = StepTimes(rate_share)
+        self._stage_tokens = stage_tokens
         self.num_retractions = 0
 
     def plan(self, live: Mapping[str, Request], kinds: frozenset[RowKind] = ALL_KINDS) -> StepPlan:
@@ -146,6 +149,8 @@ class Scheduler:
         else:
             # Who has not run for longest goes first, so that too small a budget serves all in turn.
             denoises.sort(key=lambda candidate: (candidate.request.last_step, _seniority(candidate.request)))
+        if denoises and not denoises[0].is_step:
+            return self._fit(denoises, self._stage_tokens)
         if self._limits.policy == "mixed":
             return self._fit(denoises, max_tokens) + self._fit_prefill(prefills)
         is_denoise_due = bool(denoises) and self._prefill_streak >= self._limits.denoise_every - 1

@@ -5,7 +5,7 @@ B rows: each request's branches one behind the other, each with the request's N 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,6 +15,9 @@ from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.image.families.protocol import Family, stacked
 from sfumato.image.schedule import step_arguments
 from sfumato.image.state import ImageState, Inputs
+
+# Returns the denoiser's answers f32[B, ...] for inputs and the name of one of its experts.
+Forward = Callable[[Inputs, str], Tensor]
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,17 +36,19 @@ def answers(
     expert: str,
     num_rows: int | None,
     recorder: Recorder = UNRECORDED,
+    run: Forward | None = None,
 ) -> dict[str, dict[str, Tensor]]:
     """Return each request's answers by branch, f32[N, ...], from one forward over all rows.
 
     num_rows: forwards of exactly so many rows, the last one filled up; then no answer depends on what else is
-    in a forward, not even in its last bit. None: one forward of as many rows as there are.
+    in a forward, not even in its last bit. None: one forward of as many rows as there are. run: makes
+    forwards in place of the family.
     """
     with recorder.region("inputs"):
         rows = [family.inputs(part.state, branch) for part in parts for branch in part.branches]
         inputs = stacked(rows)
     with recorder.region("forward"):
-        output = forward(family, inputs, expert, num_rows)
+        output = forward(run or family.forward, inputs, expert, num_rows)
     found: dict[str, dict[str, Tensor]] = {}
     begin = 0
     for part in parts:
@@ -54,16 +59,16 @@ def answers(
     return found
 
 
-def forward(family: Family, inputs: Inputs, expert: str, num_rows: int | None) -> Tensor:
+def forward(run: Forward, inputs: Inputs, expert: str, num_rows: int | None) -> Tensor:
     """Run a forward, or several of num_rows rows."""
     if num_rows is None:
-        return family.forward(inputs, expert)
+        return run(inputs, expert)
     total = len(inputs["sample"])
     pieces = []
     for begin in range(0, total, num_rows):
         count = min(num_rows, total - begin)
         chosen = [begin + index for index in range(count)] + [begin] * (num_rows - count)
-        pieces.append(family.forward(_picked(inputs, chosen), expert)[:count])
+        pieces.append(run(_picked(inputs, chosen), expert)[:count])
     return torch.cat(pieces)
 
 

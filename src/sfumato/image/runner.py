@@ -16,9 +16,11 @@ from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request
 from sfumato.image.denoise import Part, answers, step
 from sfumato.image.families.protocol import Family
+from sfumato.image.recorded import RecordedForwards
 from sfumato.image.stages import decode, encode
 from sfumato.image.state import ImageState, Inputs
 from sfumato.image.work import PREVIEW, Decoded, ImageWork
+from sfumato.models.graphs import Record
 
 # Encodings of texts that are kept, in bytes.
 _TEXT_CACHE_BYTES = 64 << 20
@@ -74,15 +76,21 @@ class EncodeRunner:
 class DenoiseRunner:
     """One forward over the rows of all requests of a plan, then each request's own step.
 
-    num_rows: deterministic mode, see `denoise.answers`.
+    num_rows: deterministic mode, see `denoise.answers`. record: keeps forwards to be replayed.
     """
 
     def __init__(
-        self, family: Family, *, num_rows: int | None = None, recorder: Recorder = UNRECORDED
+        self,
+        family: Family,
+        *,
+        num_rows: int | None = None,
+        recorder: Recorder = UNRECORDED,
+        record: Record | None = None,
     ) -> None:
         self._family = family
         self._recorder = recorder
         self._num_rows = num_rows
+        self.forwards = None if record is None else RecordedForwards(family, record)
 
     @torch.no_grad()
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
@@ -106,7 +114,12 @@ class DenoiseRunner:
         expert = self._family.expert(parts[0].state)
         try:
             joint = answers(
-                self._family, parts, expert=expert, num_rows=self._num_rows, recorder=self._recorder
+                self._family,
+                parts,
+                expert=expert,
+                num_rows=self._num_rows,
+                recorder=self._recorder,
+                run=self.forwards,
             )
             return dict(joint)
         except Exception as error:

@@ -24,7 +24,7 @@ class StageWork(ImageWork):
     def standing(self, request_id: str) -> Standing:
         """Return the stage's row; behind it nothing follows here."""
         kind, branch = self._stage
-        rows = () if self.outcome is not None else (self.alone(request_id, kind, branch),)
+        rows = () if self.outcome is not None else (self.stage_row(request_id, kind, branch),)
         return Standing(request_id=request_id, missing=None, denoise=rows, remaining=1)
 
     def advance(self, results: Sequence[RowResult]) -> Progress:

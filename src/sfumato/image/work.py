@@ -74,11 +74,11 @@ class ImageWork:
     def _rows(self, request_id: str) -> tuple[Row, ...]:
         state = self.state
         if not state.is_encoded:
-            return (self.alone(request_id, RowKind.ENCODE, "encode"),)
+            return (self.stage_row(request_id, RowKind.ENCODE, "encode"),)
         if state.is_denoised:
-            return (self.alone(request_id, RowKind.DECODE, FINAL),)
+            return (self.stage_row(request_id, RowKind.DECODE, FINAL),)
         if self._is_preview_due(state.step):
-            return (self.alone(request_id, RowKind.DECODE, PREVIEW),)
+            return (self.stage_row(request_id, RowKind.DECODE, PREVIEW),)
         cost = self._cost()
         return tuple(
             Row(
@@ -93,12 +93,18 @@ class ImageWork:
             for branch in self._family.branches(state)
         )
 
-    def alone(self, request_id: str, kind: RowKind, branch: str) -> Row:
-        """Return a row that shares its forward with nobody; it costs its pixels."""
-        step = self.state.step
-        key = f"{kind} {request_id}"
+    def stage_row(self, request_id: str, kind: RowKind, branch: str) -> Row:
+        """Return a row of a stage beside the steps; it costs its pixels, and small ones are run together."""
+        step, spec = self.state.step, self.state.spec
+        pixels = spec.height * spec.width * spec.num_frames * self.state.num_images
         return Row(
-            request_id=request_id, kind=kind, start=step, end=step, branch=branch, key=key, cost=Cost(rows=1)
+            request_id=request_id,
+            kind=kind,
+            start=step,
+            end=step,
+            branch=branch,
+            key=str(kind),
+            cost=Cost(rows=1, tokens=pixels),
         )
 
     def _key(self) -> str:

@@ -1,4 +1,4 @@
-"""The one attention function: grouped scaled-dot-product calls over slots of the page table."""
+"""The one attention function: over pages on a GPU, else grouped scaled-dot-product calls over their slots."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sfumato.models.batch import AttentionGroup, Batch
+from sfumato.models.paged import attend_pages, keep
 
 
 def attend(
@@ -25,6 +26,8 @@ def attend(
     Query head h uses key head h // (H / K). windowed: this is a sliding layer. scale: of the products; None:
     D ** -0.5.
     """
+    if batch.paged is not None:
+        return _attend_paged(query, key, value, batch, layer, windowed=windowed, scale=scale)
     if batch.store is not None and batch.write_slots is not None and batch.write_tokens is not None:
         batch.store.keys[layer].index_copy_(0, batch.write_slots, key.index_select(0, batch.write_tokens))
         batch.store.values[layer].index_copy_(0, batch.write_slots, value.index_select(0, batch.write_tokens))
@@ -34,6 +37,29 @@ def attend(
         return _attend_group(query, key, value, batch, groups[0], layer, scale)
     output = torch.empty_like(query)
     for group in groups:
+        output[group.queries] = _attend_group(query[group.queries], key, value, batch, group, layer, scale)
+    return output
+
+
+def _attend_paged(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    batch: Batch,
+    layer: int,
+    *,
+    windowed: bool,
+    scale: float | None,
+) -> Tensor:
+    paged, store = batch.paged, batch.store
+    assert paged is not None
+    assert store is not None
+    keys, values = store.keys[layer], store.values[layer]
+    keep(key, value, keys, values, paged.write_slots)
+    output = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    attend_pages(query, keys, values, paged, output, windowed=windowed, scale=scale)
+    for group in batch.windowed if windowed else batch.groups:
         output[group.queries] = _attend_group(query[group.queries], key, value, batch, group, layer, scale)
     return output
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
+from sfumato.models.paged import Paged, Shape
 from sfumato.models.placing import placed
 
 
@@ -88,6 +89,8 @@ class Batch:
     is_context: bool[N], True where a token is encoded as causal context, for models that encode and denoise
     differently; None: nowhere. addend: [N, width] expected embeddings of canvas tokens under their step
     before, for models with self-conditioning; None: zeros.
+    paged: what tokens see of the pool's pages, and where they are kept, in place of groups and write_slots;
+    groups then hold only what is no such view. shape: of the recorded forward whose fixed place it fills.
     """
 
     token_ids: Tensor
@@ -100,6 +103,8 @@ class Batch:
     windowed: tuple[AttentionGroup, ...] = ()
     is_context: Tensor | None = None
     addend: Tensor | None = None
+    paged: Paged | None = None
+    shape: Shape | None = None
 
 
 def group_segments(segments: list[Segment], device: torch.device | str) -> tuple[AttentionGroup, ...]:

@@ -10,7 +10,7 @@ from sfumato.models.attention import attend
 from sfumato.models.batch import Batch
 from sfumato.models.experts import Experts, SparseMLP
 from sfumato.models.language_model import LanguageModel
-from sfumato.models.layers import Attention, GatedMLP, RMSNorm, Rotary
+from sfumato.models.layers import Attention, GatedMLP, RMSNorm, Rotary, add_norm
 from sfumato.models.routing import Routing, block_of_tokens
 
 
@@ -102,13 +102,13 @@ class Layer(nn.Module):
         attended = attend(query, key, value, batch, self.index).flatten(1)
         if self.routes_blocks:
             # Tokens that are not wanted take part in their block's choice of experts.
-            x = x + self.attention.combine(attended)
-            x = x + self.mlp(self.mlp_norm(x), blocks)
+            x, normed = add_norm(x, self.attention.combine(attended), self.mlp_norm)
+            x = x + self.mlp(normed, blocks)
             return x if kept is None else x[kept]
         if kept is not None:
             x, attended = x[kept], attended[kept]
-        x = x + self.attention.combine(attended)
-        return x + self.mlp(self.mlp_norm(x))
+        x, normed = add_norm(x, self.attention.combine(attended), self.mlp_norm)
+        return x + self.mlp(normed)
 
 
 class Decoder(LanguageModel):

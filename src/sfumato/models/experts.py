@@ -12,8 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sfumato.models.int8 import Int8Linear
-from sfumato.models.layers import GatedMLP, Packable, pack_weight, packed_linear
+from sfumato.models.kernels import run_on
+from sfumato.models.layers import GatedMLP, Packable, gated, pack_weight, packed_linear
 from sfumato.models.split import Cut, Meeting, Ranks, span_of
+
+# From so many rows of each expert on, torch's grouped product keeps a GPU as busy as a kernel of ours.
+_ROWS_PER_EXPERT = 64
+# Chosen experts that are sorted by comparing each with all others.
+_MOST_SORTED = 16384
 
 
 class Experts(Packable, Meeting):
@@ -41,10 +47,11 @@ class Experts(Packable, Meeting):
         self.packed: list[tuple[Tensor, Tensor]] = []
         self.int8: list[tuple[Int8Linear, Int8Linear]] = []
 
-    def quantize(self) -> None:
-        """Hold the weights of all experts in eight bits."""
-        self.quantize_weight("gate_up")
-        self.quantize_weight("down")
+    def quantize(self, kind: torch.dtype) -> None:
+        """Hold the weights of all experts in eight bits; those of float8 stay wide, no product takes them."""
+        if kind is torch.int8:
+            self.quantize_weight("gate_up", kind)
+            self.quantize_weight("down", kind)
 
     def pack(self) -> None:
         """Reorder each expert's weights for oneDNN and drop the plain copies; elsewhere nothing changes."""
@@ -101,6 +108,11 @@ class Experts(Packable, Meeting):
             is_here = (chosen >= 0) & (chosen < self.num_experts)
             chosen = chosen.where(is_here, self.num_experts)
             weights = weights.masked_fill(~is_here, 0.0)
+        if run_on(x) and 0 < chosen.numel() <= _MOST_SORTED:
+            from sfumato.models.kernels import routing
+
+            tokens, places, ends = routing.sort_chosen(chosen, self.num_experts)
+            return routing.sum_chosen(self.grouped(x[tokens], ends), places, weights, ends)
         sorted_experts, order = chosen.flatten().sort(stable=True)
         every = torch.arange(self.num_experts, device=x.device)
         ends = torch.searchsorted(sorted_experts, every, right=True, out_int32=True)
@@ -115,8 +127,8 @@ class Experts(Packable, Meeting):
         """Apply expert e to rows [ends[e - 1], ends[e]) in two grouped matrix products. ends: i32[E]."""
         if not len(rows):
             return rows
-        gate, up = F.grouped_mm(rows, self.gate_up.transpose(1, 2), offs=ends).chunk(2, dim=-1)
-        computed = F.grouped_mm(self.activation(gate) * up, self.down.transpose(1, 2), offs=ends)
+        inner = gated(_multiplied(rows, self.gate_up, ends), self.activation)
+        computed = _multiplied(inner, self.down, ends)
         if self.ranks is not None:
             # What the product leaves in rows of no expert is not defined, and may be no number.
             is_beyond = torch.arange(len(rows), device=rows.device) >= ends[-1]
@@ -136,8 +148,7 @@ class Experts(Packable, Meeting):
             if stop > start
         ]
         widened = torch.cat([self._widen(rows[span], expert) for expert, span in spans])
-        gate, up = widened.chunk(2, dim=-1)
-        inner = self.activation(gate) * up
+        inner = gated(widened, self.activation)
         return torch.cat([self._narrow(inner[span], expert) for expert, span in spans])
 
     def _widen(self, rows: Tensor, expert: int) -> Tensor:
@@ -153,6 +164,20 @@ class Experts(Packable, Meeting):
         if self.packed:
             return packed_linear(rows, self.packed[expert][1], None)
         return F.linear(rows, self.down[expert])
+
+
+def _multiplied(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
+    """Return [M, O]: sorted rows [M, I] times the weights [E, O, I] of their experts; ends: i32[E].
+
+    torch's own grouped product is made for many rows of each expert, and of bfloat16 alone: of other numbers
+    it counts on the host.
+    """
+    is_large = rows.dtype is torch.bfloat16 and len(rows) > _ROWS_PER_EXPERT * len(weights)
+    if run_on(rows) and not is_large:
+        from sfumato.models.kernels.grouped import multiply_sorted
+
+        return multiply_sorted(rows, weights, ends)
+    return F.grouped_mm(rows, weights.transpose(1, 2), offs=ends)
 
 
 class SparseMLP(nn.Module):

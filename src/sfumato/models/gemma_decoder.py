@@ -25,7 +25,7 @@ from sfumato.models.layers import (
     pack_weight,
     packed_linear,
     rms_norm_plain,
-    rotate,
+    turned,
 )
 from sfumato.models.routing import SoftmaxRouter
 from sfumato.models.split import Divisible, HeadSpans, Ranks
@@ -106,7 +106,7 @@ class GemmaAttention(Divisible):
         """Return rotated query [N, H, D], rotated key [N, K, D] and value [N, K, D]."""
         query, key, *rest = self.qkv(x).view(x.shape[0], -1, self.head_dim).split(self.parts, dim=1)
         value = rms_norm_plain(rest[0] if rest else key, self.norm_eps)
-        return rotate(self.query_norm(query), cos, sin), rotate(self.key_norm(key), cos, sin), value
+        return turned(query, self.query_norm, cos, sin), turned(key, self.key_norm, cos, sin), value
 
 
 class GemmaRouter(SoftmaxRouter):

@@ -97,11 +97,11 @@ class LanguageModel(Divisible):
         """Return what embeddings are multiplied with."""
         return 1.0
 
-    def quantize(self) -> None:
+    def quantize(self, kind: torch.dtype) -> None:
         """Hold the weights of all layers in eight bits, on the meta device; the head stays as it is."""
         for module in self.modules():
             if isinstance(module, Packable) and module is not self.output:
-                module.quantize()
+                module.quantize(kind)
 
     def pack(self) -> None:
         """Pack every weight for this machine's kernels."""

@@ -8,7 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.models.fp8 import FP8, Fp8Linear
 from sfumato.models.int8 import Int8Linear
+from sfumato.models.kernels import run_on
 from sfumato.models.split import Cut, Divisible, HeadSpans, Meeting, Ranks, span_of
 
 
@@ -19,14 +21,17 @@ class Packable(Divisible):
         """Reorder the weights and drop the plain copy, where there is such a layout."""
         raise NotImplementedError
 
-    def quantize(self) -> None:
-        """Hold the weights in eight bits with a scale per output, while they are on the meta device."""
+    def quantize(self, kind: torch.dtype) -> None:
+        """Hold the weights in eight bits with a scale per output, while they are on the meta device.
+
+        kind: int8 or float8_e4m3fn.
+        """
         raise NotImplementedError
 
-    def quantize_weight(self, name: str) -> None:
+    def quantize_weight(self, name: str, kind: torch.dtype) -> None:
         """Make a weight [..., O, I] eight bits wide and add its `NAME_scale`, f32[..., O, 1]."""
         weight = self.get_parameter(name)
-        narrow = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+        narrow = torch.empty(weight.shape, dtype=kind, device=weight.device)
         scale = torch.empty((*weight.shape[:-1], 1), dtype=torch.float32, device=weight.device)
         setattr(self, name, nn.Parameter(narrow, requires_grad=False))
         self.register_parameter(f"{name}_scale", nn.Parameter(scale, requires_grad=False))
@@ -46,7 +51,7 @@ class Linear(Packable):
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
         self.packed: Tensor | None = None
-        self.int8: Int8Linear | None = None
+        self.narrow: Int8Linear | Fp8Linear | None = None
         self.bias_is_apart = False
 
     def keep_outputs(self, *spans: tuple[int, int]) -> None:
@@ -64,23 +69,25 @@ class Linear(Packable):
         """Return the sum of all ranks' parts with the bias."""
         return total if self.bias is None else total + self.bias
 
-    def quantize(self) -> None:
+    def quantize(self, kind: torch.dtype) -> None:
         """Hold the weight in eight bits."""
-        self.quantize_weight("weight")
+        self.quantize_weight("weight", kind)
 
     def pack(self) -> None:
-        """Reorder the weight for oneDNN and drop the plain copy; elsewhere nothing changes."""
+        """Reorder the weight for oneDNN and drop the plain copy; elsewhere only narrow ones are handed on."""
         if self.weight.dtype is torch.int8:
-            self.int8 = Int8Linear(self.weight, self.get_parameter("weight_scale"))
+            self.narrow = Int8Linear(self.weight, self.get_parameter("weight_scale"))
+        elif self.weight.dtype is FP8:
+            self.narrow = Fp8Linear(self.weight, self.get_parameter("weight_scale"))
         else:
             self.packed = pack_weight(self.weight)
-        if self.packed is not None or self.int8 is not None:
+        if self.packed is not None or isinstance(self.narrow, Int8Linear):
             self.weight = nn.Parameter(self.weight.new_empty(0), requires_grad=False)
 
     def forward(self, x: Tensor) -> Tensor:
         bias = None if self.bias_is_apart else self.bias
-        if self.int8 is not None:
-            return self.int8(x, bias)
+        if self.narrow is not None:
+            return self.narrow(x, bias)
         if self.packed is not None:
             return packed_linear(x, self.packed, bias)
         return F.linear(x, self.weight, bias)
@@ -141,10 +148,25 @@ class RMSNorm(nn.Module):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(width), requires_grad=False)
         self.eps = eps
+        self.is_wide = wide
         self.normalise = rms_norm_wide if wide else rms_norm
 
     def forward(self, x: Tensor) -> Tensor:
+        if run_on(x):
+            from sfumato.models.kernels import elementwise
+
+            return elementwise.norm(x, self.weight, self.eps, is_wide=self.is_wide)
         return self.normalise(x, self.weight, self.eps)
+
+
+def add_norm(x: Tensor, more: Tensor, norm: RMSNorm) -> tuple[Tensor, Tensor]:
+    """Return x + more, [N, width], and its norm."""
+    if run_on(x):
+        from sfumato.models.kernels import elementwise
+
+        return elementwise.add_norm(x, more, norm.weight, norm.eps, is_wide=norm.is_wide)
+    total = x + more
+    return total, norm(total)
 
 
 class Rotary:
@@ -180,9 +202,33 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return (wide * cos + turned * sin).to(x.dtype)
 
 
+def turned(x: Tensor, norm: RMSNorm | None, cos: Tensor, sin: Tensor) -> Tensor:
+    """Return heads x: [N, heads, D], normed if they are, rotated by angles f32[N, 1, width]."""
+    if run_on(x):
+        from sfumato.models.kernels import elementwise
+
+        if norm is None:
+            return elementwise.turn(x, cos, sin)
+        return elementwise.turn(x, cos, sin, weight=norm.weight, eps=norm.eps, is_wide=norm.is_wide)
+    return rotate(x if norm is None else norm(x), cos, sin)
+
+
 def gelu_tanh(x: Tensor) -> Tensor:
     """Return the tanh approximation of GELU."""
     return F.gelu(x, approximate="tanh")
+
+
+def gated(x: Tensor, activation: Callable[[Tensor], Tensor]) -> Tensor:
+    """Return activation(gate) * up, [N, I], of x: [N, 2 I], the gate in front."""
+    if run_on(x):
+        from sfumato.models.kernels import elementwise
+
+        # An activation that has no kernel is computed as it says.
+        kind = {F.silu: elementwise.SILU, gelu_tanh: elementwise.GELU_TANH}.get(activation)
+        if kind is not None:
+            return elementwise.gate(x, kind)
+    gate, up = x.chunk(2, dim=-1)
+    return activation(gate) * up
 
 
 class GatedMLP(Meeting):
@@ -213,8 +259,7 @@ class GatedMLP(Meeting):
         return self.ranks.leave(self._partial(*self.ranks.enter(x)))
 
     def _partial(self, x: Tensor) -> Tensor:
-        gate, up = self.gate_up(x).chunk(2, dim=-1)
-        return self.down(self.activation(gate) * up)
+        return self.down(gated(self.gate_up(x), self.activation))
 
 
 class Attention(Divisible):
@@ -261,6 +306,4 @@ class Attention(Divisible):
         """Return rotated query [N, H, D], rotated key [N, K, D] and value [N, K, D]."""
         fused = self.qkv(x).view(x.shape[0], -1, self.head_dim)
         query, key, value = fused.split([self.num_heads, self.num_kv_heads, self.num_kv_heads], dim=1)
-        if self.query_norm is not None and self.key_norm is not None:
-            query, key = self.query_norm(query), self.key_norm(key)
-        return rotate(query, cos, sin), rotate(key, cos, sin), value
+        return turned(query, self.query_norm, cos, sin), turned(key, self.key_norm, cos, sin), value

@@ -13,12 +13,14 @@ from sfumato.errors import CheckpointError
 
 _WEIGHTS = {"num_bits": 8, "type": "int", "strategy": "channel", "symmetric": True, "dynamic": False}
 _ACTIVATIONS = {"num_bits": 8, "type": "int", "strategy": "token", "symmetric": True, "dynamic": True}
+# The form of a checkpoint, ours for it, and the numbers' type in its groups.
+_FORMATS = {"int-quantized": ("int8", "int"), "float-quantized": ("fp8", "float")}
 # What an exporter may leave as it was: none of it is quantized here either.
 _UNTOUCHED = ("lm_head", "re:.*lm_head", "re:.*gate$", "re:.*router.*", "re:.*embed.*")
 
 
 def saved_quantization(config: Mapping[str, Any]) -> str | None:
-    """Return "int8" where a config.json says so, None where it says nothing.
+    """Return "int8" or "fp8" where a config.json says so, None where it says nothing.
 
     Raises CheckpointError naming what is not supported.
     """
@@ -26,19 +28,21 @@ def saved_quantization(config: Mapping[str, Any]) -> str | None:
     if asked is None:
         return None
     _expect("quant_method", asked.get("quant_method"), "compressed-tensors")
-    _expect("format", asked.get("format"), "int-quantized")
+    if asked.get("format") not in _FORMATS:
+        _expect("format", asked.get("format"), "int-quantized")
+    found, numbers = _FORMATS[asked["format"]]
     groups = asked.get("config_groups") or {}
     if len(groups) != 1:
         raise CheckpointError(f"config.json: quantization_config has {len(groups)} config_groups, not one")
     (group,) = groups.values()
     _expect("targets", group.get("targets"), ["Linear"])
     for name, wanted in (("weights", _WEIGHTS), ("input_activations", _ACTIVATIONS)):
-        for field, value in wanted.items():
+        for field, value in {**wanted, "type": numbers}.items():
             _expect(f"{name}.{field}", (group.get(name) or {}).get(field), value)
     for name in asked.get("ignore") or []:
         if name not in _UNTOUCHED:
             raise CheckpointError(f"config.json: quantization_config.ignore {name!r} is not supported")
-    return "int8"
+    return found
 
 
 def quantization_config() -> dict[str, Any]:

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.models.kernels import run_on
+
 # Keeps the sum of chosen scores above zero; LLaDA2's own number.
 _TINY = 1e-20
 
@@ -48,10 +50,16 @@ class SoftmaxRouter(nn.Module):
 
 
 class Pool(Protocol):
-    """Which experts a token may choose from. block_length: tokens that choose together; None: each alone."""
+    """Which experts a token may choose from. block_length: tokens that choose together; None: each alone.
+
+    groups: their number and how many of them are kept, where a token's own scores say which.
+    """
 
     @property
     def block_length(self) -> int | None: ...
+
+    @property
+    def groups(self) -> tuple[int, int] | None: ...
 
     def candidates(self, ranks: Tensor, blocks: Tensor | None) -> Tensor: ...
 
@@ -63,6 +71,11 @@ class Groups:
     count: int
     kept: int
     block_length: None = None
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """Return their number, and how many are kept."""
+        return self.count, self.kept
 
     def candidates(self, ranks: Tensor, blocks: Tensor | None) -> Tensor:
         """Return bool[N, E], True in the kept groups: those with the largest sum of their two best ranks."""
@@ -78,6 +91,7 @@ class BlockCapacity:
 
     block_length: int
     capacity: int
+    groups: None = None
 
     def candidates(self, ranks: Tensor, blocks: Tensor | None) -> Tensor:
         """Return bool[N, E]. ranks: f32[N, E]; blocks: i64[N], each token's block, counted from 0."""
@@ -118,6 +132,20 @@ class SigmoidRouter(nn.Module):
 
     def forward(self, x: Tensor, blocks: Tensor | None = None) -> tuple[Tensor, Tensor]:
         """Return experts i64[N, C] and weights f32[N, C] of tokens [N, width]."""
+        if self.pool.groups is not None and run_on(x):
+            from sfumato.models.kernels import routing
+
+            groups, kept = self.pool.groups
+            if routing.can_choose(len(self.bias), groups):
+                return routing.choose(
+                    self.logits(x),
+                    self.bias,
+                    self.num_chosen,
+                    groups=groups,
+                    kept=kept,
+                    scale=self.scale,
+                    tiny=_TINY,
+                )
         scores = self.logits(x).sigmoid()
         ranks = scores + self.bias
         ranks = ranks.masked_fill(~self.pool.candidates(ranks, blocks), -torch.inf)

@@ -16,12 +16,16 @@ from torch import Tensor, nn
 from sfumato.errors import CheckpointError
 from sfumato.models.checkpoint_names import Target
 from sfumato.models.folder import Folder, read_json
+from sfumato.models.fp8 import FP8, fp8_weight
 from sfumato.models.int8 import quantized_weight
 from sfumato.models.language_model import LanguageModel
 from sfumato.models.registry import family_of
 from sfumato.models.split import cuts_of, pieces
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# Weights in eight bits by their name, and what makes them with their scales.
+NARROW = {"int8": torch.int8, "fp8": FP8}
+_NARROWING = {torch.int8: quantized_weight, FP8: fp8_weight}
 
 # Called with (tensors done, tensors in all, bytes read so far).
 ProgressCallback = Callable[[int, int, int], None]
@@ -40,7 +44,7 @@ def build_on_meta(
 ) -> tuple[LanguageModel, dict[str, Target]]:
     """Build a model without memory, and the checkpoint tensors that it expects.
 
-    divide: leaves the part that one of several ranks holds. quantization: "int8" or None.
+    divide: leaves the part that one of several ranks holds. quantization: of NARROW, or None.
     """
     family = family_of(config)
     shape = family.shape_from_hf(config)
@@ -49,7 +53,7 @@ def build_on_meta(
         if divide is not None:
             divide(model)
         if quantization is not None:
-            model.quantize()
+            model.quantize(NARROW[quantization])
     return model, family.targets(shape)
 
 
@@ -85,7 +89,7 @@ def load_model(
     Raises CheckpointError naming the tensor or the file: missing, extra, of a wrong shape, truncated.
     """
     model, targets = build_on_meta(folder.config, divide, quantization=folder.quantization)
-    narrow = {name for name, parameter in model.named_parameters() if parameter.dtype is torch.int8}
+    narrow = {name for name, parameter in model.named_parameters() if parameter.dtype in _NARROWING}
     if folder.is_quantized:
         targets |= _scales(targets, narrow)
     cuts = cuts_of(model)
@@ -103,10 +107,13 @@ def load_model(
         for piece in pieces(target, cuts.get(target.parameter)):
             part = _read(folder.path, name, tensor, piece.source)
             if target.parameter in narrow and not folder.is_quantized:
-                part, scale = quantized_weight(part)
+                part, scale = _NARROWING[parameters[target.parameter].dtype](part)
                 parameters[f"{target.parameter}_scale"][piece.place].copy_(scale)
-            if target.parameter in narrow and part.dtype is not torch.int8:
-                raise CheckpointError(f"{folder.path}: tensor {name!r} is {part.dtype}, expected int8")
+            wanted = parameters[target.parameter].dtype
+            if target.parameter in narrow and part.dtype is not wanted:
+                raise CheckpointError(
+                    f"{folder.path}: tensor {name!r} is {part.dtype}, expected {_name(wanted)}"
+                )
             parameters[target.parameter][piece.place].copy_(part)
             read += part.numel() * part.element_size()
         if on_progress is not None:
@@ -120,11 +127,11 @@ def _with_memory(
     model: LanguageModel, targets: dict[str, Target], dtype: torch.dtype, device: str
 ) -> LanguageModel:
     """Allocate a meta model's parameters, uninitialised."""
-    narrow = {name for name, parameter in model.named_parameters() if parameter.dtype is torch.int8}
+    narrow = {name for name, parameter in model.named_parameters() if parameter.dtype in _NARROWING}
     for module in model.modules():
         # `to_empty` would do, but for meta tensors it loads sympy, which takes most of a second.
         for leaf, parameter in list(module.named_parameters(recurse=False)):
-            kept = dtype if parameter.is_floating_point() else parameter.dtype
+            kept = parameter.dtype if parameter.dtype in _NARROWING else dtype
             empty = torch.empty(parameter.shape, dtype=kept, device=device)
             setattr(module, leaf, nn.Parameter(empty, requires_grad=parameter.requires_grad))
     model = model.eval()
@@ -136,6 +143,10 @@ def _with_memory(
         values = model.get_parameter(name).float()
         setattr(model.get_submodule(owner), leaf, nn.Parameter(values, requires_grad=False))
     return model
+
+
+def _name(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _scales(targets: dict[str, Target], narrow: set[str]) -> dict[str, Target]:

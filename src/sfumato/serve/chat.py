@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, Request, Response
 
 from sfumato.errors import RequestError
@@ -14,6 +16,7 @@ from sfumato.serve.errors import bad_request
 from sfumato.serve.generation import Call, Collected, Generation, Piece, canvas_field
 from sfumato.serve.logprobs import chat_logprobs
 from sfumato.serve.schema import ChatRequest
+from sfumato.serve.tool_formats import ToolFormat, format_of
 from sfumato.serve.tools import CallStream, with_tools
 
 router = APIRouter()
@@ -22,16 +25,25 @@ router = APIRouter()
 @router.post("/v1/chat/completions")
 async def create(request: Request, body: ChatRequest) -> Response:
     """Answer a conversation."""
-    call = open_call(request, body, prefix="chatcmpl")
+    call, form = _with_tools(open_call(request, body, prefix="chatcmpl"), body)
     return await respond(
         request,
-        _start(request, call, body),
-        chunks=partial(_chunks, call, body) if body.stream else None,
-        whole=partial(_whole, call, body),
+        _start(request, call, body, form),
+        chunks=partial(_chunks, call, body, form) if body.stream else None,
+        whole=partial(_whole, call, body, form),
     )
 
 
-async def _start(request: Request, call: Call, body: ChatRequest) -> Generation:
+def _with_tools(call: Call, body: ChatRequest) -> tuple[Call, ToolFormat | None]:
+    """Return the call with the grammar of its tools, and their form; None without any. Raises ApiError."""
+    if not body.callable_functions():
+        return call, None
+    form = format_of(call.model.need_tokenizer("messages"))
+    grammar = body.tools_grammar(form, call.params)
+    return replace(call, params=msgspec.structs.replace(call.params, grammar=grammar)), form
+
+
+async def _start(request: Request, call: Call, body: ChatRequest, form: ToolFormat | None) -> Generation:
     tokenizer = call.model.need_tokenizer("messages")
     messages, tools = with_tools(
         [message.for_template() for message in body.messages],
@@ -40,16 +52,21 @@ async def _start(request: Request, call: Call, body: ChatRequest) -> Generation:
     )
     prompt = await call.model.encode_chat(messages, tools)
     try:
-        return await Generation.start(call, request.app.state.metrics, [prompt])
+        shown = frozenset() if form is None else form.special_tokens
+        return await Generation.start(call, request.app.state.metrics, [prompt], shown_tokens=shown)
     except RequestError as error:
         # The engine knows only a prompt; here it came as messages.
         raise bad_request(str(error), "messages" if error.field == "prompt" else error.field) from error
 
 
 def _whole(
-    call: Call, body: ChatRequest, generation: Generation, finished: list[Collected]
+    call: Call,
+    body: ChatRequest,
+    form: ToolFormat | None,
+    generation: Generation,
+    finished: list[Collected],
 ) -> dict[str, Any]:
-    choices = [_choice(call, body, index, choice) for index, choice in enumerate(finished)]
+    choices = [_choice(call, body, form, index, choice) for index, choice in enumerate(finished)]
     return {**_header(call, body, "chat.completion"), "choices": choices, "usage": generation.usage()}
 
 
@@ -58,11 +75,13 @@ def _header(call: Call, body: ChatRequest, kind: str) -> dict[str, Any]:
     return {**call.header(kind), **tier}
 
 
-def _choice(call: Call, body: ChatRequest, index: int, choice: Collected) -> dict[str, Any]:
+def _choice(
+    call: Call, body: ChatRequest, form: ToolFormat | None, index: int, choice: Collected
+) -> dict[str, Any]:
     message: dict[str, Any] = {"role": "assistant", "content": choice.text, "refusal": None}
     finish_reason = choice.finish_reason
-    if body.callable_functions():
-        text, calls = CallStream().push(choice.text, is_last=True)
+    if form is not None:
+        text, calls = CallStream(form).push(choice.text, is_last=True)
         if calls:
             message |= {"content": text or None, "tool_calls": calls}
             finish_reason = "tool_calls" if finish_reason == "stop" else finish_reason
@@ -75,7 +94,9 @@ def _choice(call: Call, body: ChatRequest, index: int, choice: Collected) -> dic
     }
 
 
-async def _chunks(call: Call, body: ChatRequest, generation: Generation) -> AsyncIterator[dict[str, Any]]:
+async def _chunks(
+    call: Call, body: ChatRequest, form: ToolFormat | None, generation: Generation
+) -> AsyncIterator[dict[str, Any]]:
     """Yield the role of every choice, what is committed, the ends, and the usage if it is wanted."""
     header = _header(call, body, "chat.completion.chunk")
     if body.wants_usage:
@@ -83,7 +104,7 @@ async def _chunks(call: Call, body: ChatRequest, generation: Generation) -> Asyn
     for index in range(call.params.n):
         opening = {"role": "assistant", "content": "", "refusal": None}
         yield {**header, "choices": [_chunk_choice(index, opening, None)]}
-    streams = {index: CallStream() for index in range(call.params.n)} if body.callable_functions() else {}
+    streams = {} if form is None else {index: CallStream(form) for index in range(call.params.n)}
     async for piece in generation.pieces():
         for choice in _chunk_choices(call, body, piece, streams.get(piece.index)):
             yield {**header, "choices": [choice]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -136,10 +136,12 @@ class Generation:
         *,
         infills: Sequence[Infill] = (),
         logs_all: bool = False,
+        shown_tokens: Collection[str] = (),
     ) -> Generation:
         """Submit every choice and wait until the engine has accepted them.
 
         infills: what is pinned behind each prompt. logs_all: log probabilities of tokens without text too.
+        shown_tokens: special tokens that the text shows.
         Raises RequestError or EngineError.
         """
         params, model = call.params, call.model
@@ -156,7 +158,7 @@ class Generation:
                     Submit(request_id=request_id, spec=spec, priority=params.priority, timeout=params.timeout)
                 )
                 token_log = None if params.logprobs is None else TokenLog(model.tokenizer, gives_all=logs_all)
-                assembler = Assembler(model.tokenizer, params.stop)
+                assembler = Assembler(model.tokenizer, params.stop, shown_tokens)
                 choices[request_id] = _Choice(index, assembler, token_log, infill)
             outputs = await model.client.submit(submissions)
         except RequestError:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-import msgspec
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 from pydantic_core import PydanticCustomError
 
+from sfumato.core.spec import Grammar
 from sfumato.engine.frontend import MAX_CHOICES, SamplingParams
 from sfumato.serve.errors import bad_request
 from sfumato.serve.fields import (
@@ -25,7 +25,8 @@ from sfumato.serve.fields import (
     whole,
 )
 from sfumato.serve.grammar_fields import Choices, ResponseFormat, grammar_of
-from sfumato.serve.tools import Function, NamedTool, Tool, ToolCall, ToolChoice, chosen_tools, tool_grammar
+from sfumato.serve.tool_formats import ToolFormat
+from sfumato.serve.tools import Function, NamedTool, Tool, ToolCall, ToolChoice, chosen_tools, tools_grammar
 
 MAX_ALTERNATIVES = 20
 # Choices of one call, prompts times n; a larger job is several calls.
@@ -202,25 +203,27 @@ class ChatRequest(TextRequest):
         if len(limits) > 1:
             raise bad_request("max_tokens and max_completion_tokens differ; give one of them", "max_tokens")
         logprobs = (self.top_logprobs or 0) if self.logprobs else None
-        params = self.sampling(max_tokens=next(iter(limits), None), logprobs=logprobs, seed=seed)
-        return self._with_tools(params)
+        return self.sampling(max_tokens=next(iter(limits), None), logprobs=logprobs, seed=seed)
 
     def callable_functions(self) -> list[Function]:
         """Return the functions that may be called."""
         return chosen_tools(self.tools, self.tool_choice)
 
-    def _with_tools(self, params: SamplingParams) -> SamplingParams:
+    def tools_grammar(self, form: ToolFormat, params: SamplingParams) -> Grammar | None:
+        """Return what an answer with tools obeys, in a model's form of calls; None without tools.
+
+        Raises ApiError for tools beside another grammar, RequestError for a schema that is not supported.
+        """
         functions = self.callable_functions()
         if not functions:
-            return params
+            return None
         if params.grammar is not None:
             raise bad_request(
                 "tools do not go together with another form of the answer; tool_choice 'none' does", "tools"
             )
         must_call = self.tool_choice not in (None, "auto")
         is_parallel = self.parallel_tool_calls is not False and not isinstance(self.tool_choice, NamedTool)
-        grammar = tool_grammar(functions, must_call=must_call, is_parallel=is_parallel)
-        return msgspec.structs.replace(params, grammar=grammar)
+        return tools_grammar(functions, form, must_call=must_call, is_parallel=is_parallel)
 
 
 class CompletionRequest(TextRequest):

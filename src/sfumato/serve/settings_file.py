@@ -36,6 +36,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     policy: str | None = None
     order: str | None = None
     overlap: str | None = None
+    graphs: str | None = None
     quantization: str | None = None
     data_parallel: int | None = None
     data_parallel_attention: bool | None = None
@@ -81,6 +82,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             block_length=self.block_length,
             context_length=self.context_length,
             overlap=self.overlap or "auto",
+            graphs=self.graphs or "auto",
             quantization=self.quantization,
             deterministic_rows=self.deterministic_rows,
             num_replicas=1 if self.data_parallel is None else self.data_parallel,

@@ -1,13 +1,11 @@
 """Tools in OpenAI's form: how a model is told of them, the grammar of its calls, calls read from its text.
 
-Calls are written as most chat templates have them: JSON with `name` and `arguments` between `<tool_call>`
-tags (Hermes, Qwen). Where a template knows nothing of tools, the same is said in a system message.
+Where a template knows nothing of tools, a system message tells of them, and of calls as tagged JSON.
 """
 
 from __future__ import annotations
 
 import json
-import re
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -17,12 +15,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from sfumato.core.spec import Grammar
 from sfumato.serve.errors import bad_request
+from sfumato.serve.tool_formats import CLOSE, OPEN, Signature, TaggedJson, ToolFormat
 
 _STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False)
-_OPEN, _CLOSE = "<tool_call>", "</tool_call>"
-_OPENING, _CLOSING = re.compile(rf"{_OPEN}\s*"), re.compile(rf"\s*{_CLOSE}")
-# Bounded, as in every other schema.
-_GUIDANCE = {"whitespace_pattern": "( |\\n {0,32})?"}
 
 _SYSTEM = """You may call functions. Their signatures:
 <tools>
@@ -119,30 +114,12 @@ def chosen_tools(tools: Sequence[Tool] | None, choice: ToolChoice | None) -> lis
     return [] if choice == "none" else functions
 
 
-def tool_grammar(functions: Sequence[Function], *, must_call: bool, is_parallel: bool) -> Grammar:
-    """Return the grammar of an answer: calls alone, or text that may end in calls."""
-    calls = [
-        {
-            "type": "object",
-            "properties": {
-                "name": {"const": function.name},
-                "arguments": function.parameters or {"type": "object"},
-            },
-            "required": ["name", "arguments"],
-            "additionalProperties": False,
-        }
-        for function in functions
-    ]
-    schema = {"x-guidance": _GUIDANCE, "anyOf": calls}
-    more = '("\\n" call)*' if is_parallel else ""
-    body = f'"\\n" body "\\n{_CLOSE}"\nbody: %json {json.dumps(schema)}\n'
-    if must_call:
-        lark = f'start: call {more}\ncall: "{_OPEN}" {body}'
-    else:
-        # A lazy lexeme ends with the first tag, so that no text can hold one.
-        lark = f'start: TEXT | opening rest {more}\nTEXT: /(.|\\n)*/\nopening[lazy]: TEXT "{_OPEN}"\n'
-        lark += f'call: "{_OPEN}" rest\nrest: {body}'
-    return Grammar(kind="tools", source=lark)
+def tools_grammar(
+    functions: Sequence[Function], form: ToolFormat, *, must_call: bool, is_parallel: bool
+) -> Grammar:
+    """Return the grammar of an answer: calls alone, or text that may end in calls. Raises RequestError."""
+    called = [Signature(function.name, function.parameters) for function in functions]
+    return form.grammar(called, must_call=must_call, is_parallel=is_parallel)
 
 
 def with_tools(
@@ -173,7 +150,7 @@ def _as_text(message: dict[str, Any]) -> dict[str, Any]:
         return {"role": "user", "content": f"<tool_response>\n{message['content']}\n</tool_response>"}
     calls = message.get("tool_calls") or ()
     texts = [message["content"]] if message["content"] else []
-    texts += [f"{_OPEN}\n{json.dumps(call['function'])}\n{_CLOSE}" for call in calls]
+    texts += [f"{OPEN}\n{json.dumps(call['function'])}\n{CLOSE}" for call in calls]
     kept = {name: value for name, value in message.items() if name not in ("tool_calls", "tool_call_id")}
     return {**kept, "content": "\n".join(texts)}
 
@@ -182,6 +159,7 @@ def _as_text(message: dict[str, Any]) -> dict[str, Any]:
 class CallStream:
     """An answer's text as it grows: what is shown of it, and the calls that are complete."""
 
+    form: ToolFormat = field(default_factory=TaggedJson)
     _text: str = ""
     _shown: int = 0
     calls: list[dict[str, Any]] = field(default_factory=list)
@@ -191,11 +169,11 @@ class CallStream:
         self._text += text
         found: list[dict[str, Any]] = []
         shown = ""
-        while (call := _next_call(self._text, self._shown)) is not None:
-            start, end, called = call
+        while (call := self.form.next_call(self._text, self._shown)) is not None:
+            start, end, name, arguments = call
             shown += self._text[self._shown : start]
             self._shown = end
-            found.append(_call(called))
+            found.append(_call(name, arguments))
         end = len(self._text) if is_last else self._safe_end()
         shown += self._text[self._shown : end]
         self._shown = max(self._shown, end)
@@ -206,33 +184,20 @@ class CallStream:
         return shown, found
 
     def _safe_end(self) -> int:
-        """Return how far the text can be shown: not into a call, nor into what may become its tag."""
-        opened = self._text.find(_OPEN, self._shown)
+        """Return how far the text can be shown: not into a call, nor into what may become its opening."""
+        opening = self.form.opening
+        opened = self._text.find(opening, self._shown)
         if opened >= 0:
             return opened
-        for length in range(min(len(_OPEN) - 1, len(self._text) - self._shown), 0, -1):
-            if self._text.endswith(_OPEN[:length]):
+        for length in range(min(len(opening) - 1, len(self._text) - self._shown), 0, -1):
+            if self._text.endswith(opening[:length]):
                 return len(self._text) - length
         return len(self._text)
 
 
-def _next_call(text: str, begin: int) -> tuple[int, int, dict[str, Any]] | None:
-    """Return the span and the content of the first whole call; its own strings may hold tags."""
-    opening = _OPENING.search(text, begin)
-    if opening is None:
-        return None
-    try:
-        called, end = json.JSONDecoder().raw_decode(text, opening.end())
-    except ValueError:
-        return None
-    closing = _CLOSING.match(text, end)
-    return None if closing is None else (opening.start(), closing.end(), called)
-
-
-def _call(called: dict[str, Any]) -> dict[str, Any]:
-    arguments = json.dumps(called["arguments"], ensure_ascii=False)
+def _call(name: str, arguments: Any) -> dict[str, Any]:
     return {
         "id": f"call_{secrets.token_hex(12)}",
         "type": "function",
-        "function": {"name": called["name"], "arguments": arguments},
+        "function": {"name": name, "arguments": json.dumps(arguments, ensure_ascii=False)},
     }

@@ -58,22 +58,13 @@ def make_batch(
     total = 0
     for item in fed:
         row, length = item.row, item.length
-        if item.pages is None or row.slot is None:
-            segment = Segment(start=total, length=length, key_slots=None, visible_end=None)
-        else:
-            last = row.slot + length
-            slots = page_slots(item.pages, page_size, max(last, row.visible or last))
-            own = slots[row.slot : last]
+        segment, own = segment_of(item, total, traits, page_size)
+        if own is not None:
             write_slots.append(own[row.border :])
             write_tokens.append(np.arange(total + row.border, total + length))
-            seen = slots[: row.visible]
-            if row.visible is not None and row.slot >= row.visible:
-                seen = np.concatenate([seen, own])
-            keys = torch.from_numpy(seen)
-            segment = Segment(total, length, keys, _visible_end(item, traits))
         segments.append(segment)
         if traits.window is not None:
-            windowed.append(replace(segment, visible_start=_visible_start(item, traits)))
+            windowed.append(replace(segment, visible_start=torch.from_numpy(visible_start(item, traits))))
         total += length
     return Batch(
         token_ids=_tensor([item.token_ids for item in fed], device),
@@ -84,12 +75,31 @@ def make_batch(
         write_slots=_tensor(write_slots, device) if write_slots else None,
         write_tokens=_tensor(write_tokens, device) if write_tokens else None,
         output_tokens=_tensor([output_tokens], device),
-        is_context=_is_context(fed, device) if traits.context_granularity == 1 else None,
-        addend=_addend(fed) if traits.has_self_conditioning else None,
+        is_context=context_flags(fed, device) if traits.context_granularity == 1 else None,
+        addend=addends(fed) if traits.has_self_conditioning else None,
     )
 
 
-def _is_context(fed: Sequence[FedRow], device: torch.device | str) -> Tensor | None:
+def segment_of(
+    item: FedRow, start: int, traits: ModelTraits, page_size: int
+) -> tuple[Segment, NDArray[np.int64] | None]:
+    """Return what a row's queries see, packed from `start` on, and the slots i64[length] of their own keys.
+
+    Slots are None for rows that see exactly themselves.
+    """
+    row, length = item.row, item.length
+    if item.pages is None or row.slot is None:
+        return Segment(start=start, length=length, key_slots=None, visible_end=None), None
+    last = row.slot + length
+    slots = page_slots(item.pages, page_size, max(last, row.visible or last))
+    own = slots[row.slot : last]
+    seen = slots[: row.visible]
+    if row.visible is not None and row.slot >= row.visible:
+        seen = np.concatenate([seen, own])
+    return Segment(start, length, torch.from_numpy(seen), _ends(visible_end(item, traits))), own
+
+
+def context_flags(fed: Sequence[FedRow], device: torch.device | str) -> Tensor | None:
     """Return bool[N], True for tokens that are encoded; None where none is."""
     kinds = [item.row.kind is not RowKind.DENOISE for item in fed]
     if not any(kinds):
@@ -97,7 +107,7 @@ def _is_context(fed: Sequence[FedRow], device: torch.device | str) -> Tensor | N
     return _tensor([np.full(item.length, kind) for item, kind in zip(fed, kinds, strict=True)], device)
 
 
-def _addend(fed: Sequence[FedRow]) -> Tensor | None:
+def addends(fed: Sequence[FedRow]) -> Tensor | None:
     """Return [N, width], zeros where a row has none; None where no row has one."""
     sample = next((item.addend for item in fed if item.addend is not None), None)
     if sample is None:
@@ -116,30 +126,37 @@ def page_slots(pages: Sequence[int], page_size: int, length: int) -> NDArray[np.
     return (table[:, None] * page_size + np.arange(page_size)).ravel()[:length]
 
 
-def _visible_end(item: FedRow, traits: ModelTraits) -> Tensor | None:
+def visible_end(item: FedRow, traits: ModelTraits) -> NDArray[np.int64] | None:
     """Return for each query where its keys end: its block, or itself in a causal context; None: the row."""
     row, block = item.row, item.block_length
     if row.visible is not None:
         return None
     if traits.context_granularity == 1:
         is_context = row.kind is not RowKind.DENOISE
-        return torch.arange(row.start + 1, row.end + 1) if is_context else None
+        return np.arange(row.start + 1, row.end + 1) if is_context else None
     if row.start // block == (row.end - 1) // block:
         return None
     positions = np.arange(row.start, row.end)
-    return torch.from_numpy(np.minimum((positions // block + 1) * block, row.end))
+    ends: NDArray[np.int64] = np.minimum((positions // block + 1) * block, row.end)
+    return ends
 
 
-def _visible_start(item: FedRow, traits: ModelTraits) -> Tensor:
-    """Return for each query of a sliding layer its first key.
+def visible_start(item: FedRow, traits: ModelTraits) -> NDArray[np.int64]:
+    """Return for each query of a sliding layer its first key; zeros without such layers.
 
     A context token sees a window that ends with itself; all canvas tokens see what the canvas's first one
     would.
     """
-    row, window = item.row, traits.window or 0
+    row, window = item.row, traits.window
+    if window is None:
+        return np.zeros(item.length, dtype=np.int64)
     if row.kind is RowKind.DENOISE:
-        return torch.full((item.length,), max(0, (row.slot or 0) - window + 1))
-    return torch.arange(row.start + 1, row.end + 1).sub(window).clamp(min=0)
+        return np.full(item.length, max(0, (row.slot or 0) - window + 1), dtype=np.int64)
+    return np.maximum(np.arange(row.start + 1, row.end + 1) - window, 0)
+
+
+def _ends(ends: NDArray[np.int64] | None) -> Tensor | None:
+    return None if ends is None else torch.from_numpy(ends)
 
 
 def _tensor(parts: list[NDArray[np.int64]], device: torch.device | str) -> Tensor:

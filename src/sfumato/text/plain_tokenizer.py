@@ -68,6 +68,10 @@ class PlainTokenizer:
         """Return the text of token ids."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
 
+    def special_tokens(self) -> dict[str, int]:
+        """Return the ids of the tokens that are no text."""
+        return special_tokens(self._tokenizer)
+
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """Return a conversation as text, ready for the assistant's answer. Raises ValueError for none.
 
@@ -132,3 +136,12 @@ def _environment() -> Any:
     from jinja2.sandbox import ImmutableSandboxedEnvironment
 
     return ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+
+
+def special_tokens(tokenizer: Any) -> dict[str, int]:
+    """Return the ids of a `tokenizers.Tokenizer`'s special tokens."""
+    return {
+        added.content: number
+        for number, added in tokenizer.get_added_tokens_decoder().items()
+        if added.special
+    }

@@ -17,9 +17,12 @@ PURPOSE_TOKEN = 1
 PURPOSE_ORDER = 2
 PURPOSE_VOCABULARY = 3
 
-_GAMMA = 0x9E3779B97F4A7C15
-_MIX_1 = 0xBF58476D1CE4E5B9
-_MIX_2 = 0x94D049BB133111EB
+# The largest float32 below 1.
+LARGEST_UNIFORM = 1.0 - 2.0**-24
+
+GAMMA = 0x9E3779B97F4A7C15
+MIX_1 = 0xBF58476D1CE4E5B9
+MIX_2 = 0x94D049BB133111EB
 _MASK = (1 << 64) - 1
 
 
@@ -48,6 +51,10 @@ class RandomSource(Protocol):
         """Return recorded tokens i64[M] to take instead of drawing, or None."""
         ...
 
+    def token_keys(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.int64] | None:
+        """Return keys i64[M] from which a kernel computes `gumbel` itself; None: numbers are not counted."""
+        ...
+
 
 class CounterSource:
     """Numbers keyed by (seed, choice, purpose, block, step, position, vocabulary index).
@@ -65,17 +72,23 @@ class CounterSource:
 
     def gumbel(self, block: int, step: int, positions: NDArray[np.int64], vocab_size: int) -> Tensor:
         """Return Gumbel noise f32[M, V]; one hash per number, a position at a time: it stays in the cache."""
-        keys = torch.from_numpy(self._keys(PURPOSE_TOKEN, block, step, positions).view(np.int64))
-        index = torch.arange(1, vocab_size + 1, dtype=torch.int64) * _signed(_GAMMA)
+        keys = torch.from_numpy(self.token_keys(block, step, positions))
+        index = torch.arange(1, vocab_size + 1, dtype=torch.int64) * _signed(GAMMA)
         bits, scratch = torch.empty_like(index), torch.empty_like(index)
         noise = torch.empty(len(keys), vocab_size)
         for key, row in zip(keys, noise, strict=True):
             torch.bitwise_xor(index, key, out=bits)
             _mix_in_place(bits, scratch)
-            # 24 bits fill a float32 mantissa; half a unit keeps both logarithms finite.
+            # 24 bits fill a float32 mantissa; half a unit keeps the inner logarithm finite. The largest
+            # number and its half round to 1, whose noise would be infinite.
             row.copy_(bits.bitwise_right_shift_(40).bitwise_and_(0xFFFFFF)).add_(0.5).mul_(2.0**-24)
+            row.clamp_(max=LARGEST_UNIFORM)
             row.log_().neg_().log_().neg_()
         return noise
+
+    def token_keys(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return keys i64[M]; number v of a position is the mixed key ^ (v + 1) * gamma."""
+        return self._keys(PURPOSE_TOKEN, block, step, positions).view(np.int64)
 
     def uniform(self, block: int, step: int, positions: NDArray[np.int64]) -> NDArray[np.float32]:
         """Return uniform numbers f32[M]."""
@@ -99,17 +112,17 @@ class CounterSource:
 
 
 def _mix(value: int) -> int:
-    value = (value + _GAMMA) & _MASK
-    value = ((value ^ (value >> 30)) * _MIX_1) & _MASK
-    value = ((value ^ (value >> 27)) * _MIX_2) & _MASK
+    value = (value + GAMMA) & _MASK
+    value = ((value ^ (value >> 30)) * MIX_1) & _MASK
+    value = ((value ^ (value >> 27)) * MIX_2) & _MASK
     return value ^ (value >> 31)
 
 
 def _mix_array(value: NDArray[np.uint64]) -> NDArray[np.uint64]:
     with np.errstate(over="ignore"):
-        value = value + np.uint64(_GAMMA)
-        value = (value ^ (value >> np.uint64(30))) * np.uint64(_MIX_1)
-        value = (value ^ (value >> np.uint64(27))) * np.uint64(_MIX_2)
+        value = value + np.uint64(GAMMA)
+        value = (value ^ (value >> np.uint64(30))) * np.uint64(MIX_1)
+        value = (value ^ (value >> np.uint64(27))) * np.uint64(MIX_2)
         return value ^ (value >> np.uint64(31))
 
 
@@ -119,7 +132,7 @@ def _signed(value: int) -> int:
 
 def _mix_in_place(value: Tensor, scratch: Tensor) -> None:
     """Mix i64[V]; scratch: i64[V]."""
-    for bits, factor in ((30, _MIX_1), (27, _MIX_2), (31, 1)):
+    for bits, factor in ((30, MIX_1), (27, MIX_2), (31, 1)):
         # Torch's shift of int64 keeps the sign; this one is logical.
         torch.bitwise_right_shift(value, bits, out=scratch)
         value.bitwise_xor_(scratch.bitwise_and_((1 << (64 - bits)) - 1)).mul_(_signed(factor))

@@ -20,9 +20,11 @@ from sfumato.core.request import Request
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
 from sfumato.models.batch import Batch, KVStore
-from sfumato.text.batching import FedRow, make_batch
+from sfumato.models.graphs import Graphs
+from sfumato.text.batching import FedRow
 from sfumato.text.begun import Begun
 from sfumato.text.deciding import Decided, decide, read_decisions
+from sfumato.text.paged_batching import batch_of
 from sfumato.text.statistics import PackedStatistics, compute_statistics
 from sfumato.text.windows import Output, Readable, read_scores, readings_of, row_outputs, show_advanced
 
@@ -48,7 +50,8 @@ class TextRunner:
     """Launches plans of text rows on one model.
 
     chunk_bytes bounds the float32 logits that exist at one time. is_lockstep: other ranks make a forward with
-    each of this one's, so that none can be repeated: where one raises, all of its requests fail.
+    each of this one's, so that none can be repeated: where one raises, all of its requests fail. graphs:
+    recorded forwards, for the batches that fit one.
     """
 
     def __init__(
@@ -62,6 +65,7 @@ class TextRunner:
         announce: Announce | None = None,
         is_lockstep: bool = False,
         recorder: Recorder = UNRECORDED,
+        graphs: Graphs | None = None,
     ) -> None:
         self._model = model
         self._traits = traits
@@ -71,6 +75,7 @@ class TextRunner:
         self._announce = announce
         self._is_lockstep = is_lockstep
         self._recorder = recorder
+        self._graphs = graphs
         self._read_at = 0.0
 
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
@@ -113,7 +118,10 @@ class TextRunner:
         with region("layout"):
             batch, outputs = self._laid_out(plan, live, behind)
         with region("forward"):
-            hidden = self._model.hidden(batch)
+            if batch.shape is None or self._graphs is None:
+                hidden = self._model.hidden(batch)
+            else:
+                hidden = self._graphs.hidden(batch)
         windows = [output.window for output in outputs if output.window is not None]
         decided: list[Decided] = []
         packed: PackedStatistics | None = None
@@ -144,13 +152,14 @@ class TextRunner:
             fed.append(works[row.request_id].fed(row, None if lease is None else lease.pages))
         outputs = row_outputs(plan, works, {} if behind is None else behind.advanced(plan))
         output_tokens = np.concatenate([output.tokens for output in outputs])
-        batch = make_batch(
+        batch = batch_of(
             fed,
             traits=self._traits,
             output_tokens=output_tokens,
             store=self._store,
             page_size=self._page_size,
             device=self._model.device,
+            graphs=self._graphs,
         )
         show_advanced(batch.token_ids, outputs)
         if self._announce is not None:

@@ -34,7 +34,7 @@ def _keep_mass(logits: Tensor, top_p: float) -> Tensor:
     """Leave the smallest set with this probability, the token that crosses the limit included."""
     if top_p >= 1.0:
         return logits
-    ordered, order = logits.sort(dim=-1, descending=True)
+    ordered, order = logits.sort(dim=-1, descending=True, stable=True)
     before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)
     dropped = torch.zeros_like(before, dtype=torch.bool).scatter_(-1, order, before > top_p)
     return logits.masked_fill(dropped, -torch.inf)

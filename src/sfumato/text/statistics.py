@@ -5,7 +5,7 @@ Letters: M packed positions of all rows, m positions of a chunk, V vocabulary, K
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from sfumato.models.placing import placed
 from sfumato.text.host_copies import HostCopies
+from sfumato.text.read_once import is_read_once, keeps_dtype, read_once, rows_at_once
 from sfumato.text.sampling import probability_of
 from sfumato.text.transform import Head, Piece, Reading, chosen_tokens, processed_logits, transformed_logits
 
@@ -67,23 +68,54 @@ def compute_statistics(
 
     hidden: [N, width] packed hidden states. embed: probabilities [m, V] to embeddings [m, width].
     """
-    per_chunk = max(1, chunk_bytes // (4 * vocab_size))
-    pieces: list[Piece] = []
-    parts: list[PackedStatistics] = []
     wants_top = any(reading.width or reading.num_alternatives is not None for reading in readings)
     width = max((reading.width for reading in readings), default=0) if wants_top else None
-    size = 0
+    limits = max(1, chunk_bytes // (4 * vocab_size)), rows_at_once(chunk_bytes, vocab_size, hidden.dtype)
+    parts = [
+        _read_chunk_once(hidden, head, pieces) if once else _read_chunk(hidden, head, embed, pieces, width)
+        for once, pieces in _chunks(readings, hidden, limits)
+    ]
+    return _join(parts, hidden.device)
+
+
+def _chunks(
+    readings: Sequence[Reading], hidden: Tensor, limits: tuple[int, int]
+) -> Iterator[tuple[bool, list[Piece]]]:
+    """Yield pieces that one call reads, in order, and whether kernels read them once.
+
+    limits: rows of a call, without kernels and with them.
+    """
+    pieces: list[Piece] = []
+    size, kind = 0, (False, False)
     for reading in readings:
+        once = is_read_once(reading, hidden)
+        per_chunk = limits[once]
         for first in range(0, len(reading.positions), per_chunk):
             piece = Piece(reading, first, min(first + per_chunk, len(reading.positions)))
-            if pieces and (size + piece.size > per_chunk or piece.is_guided != pieces[0].is_guided):
-                parts.append(_read_chunk(hidden, head, embed, pieces, width))
+            if pieces and (size + piece.size > per_chunk or (once, piece.is_guided) != kind):
+                yield kind[0], pieces
                 pieces, size = [], 0
+            kind = (once, piece.is_guided)
             pieces.append(piece)
             size += piece.size
     if pieces:
-        parts.append(_read_chunk(hidden, head, embed, pieces, width))
-    return _join(parts, hidden.device)
+        yield kind[0], pieces
+
+
+def _read_chunk_once(hidden: Tensor, head: Head, pieces: list[Piece]) -> PackedStatistics:
+    found = read_once(transformed_logits(hidden, head, pieces, is_wide=not keeps_dtype(pieces)), pieces)
+    return PackedStatistics(
+        token=found.token,
+        confidence=found.confidence,
+        is_finite=found.is_finite,
+        logprob=found.logprob,
+        best=found.best,
+        entropy=found.entropy,
+        margin=found.margin,
+        top_ids=None,
+        top_logprobs=None,
+        soft_embedding=None,
+    )
 
 
 def _read_chunk(
@@ -206,13 +238,6 @@ def _join(parts: list[PackedStatistics], device: torch.device) -> PackedStatisti
         return parts[0]
     if not parts:
         return _blank(0, device)
-    softs = [part.soft_embedding for part in parts]
-    sample = next((soft for soft in softs if soft is not None), None)
-    if sample is not None:
-        softs = [
-            sample.new_zeros(len(part.token), sample.shape[-1]) if soft is None else soft
-            for part, soft in zip(parts, softs, strict=True)
-        ]
     return PackedStatistics(
         token=torch.cat([part.token for part in parts]),
         confidence=torch.cat([part.confidence for part in parts]),
@@ -221,19 +246,20 @@ def _join(parts: list[PackedStatistics], device: torch.device) -> PackedStatisti
         best=torch.cat([part.best for part in parts]),
         entropy=torch.cat([part.entropy for part in parts]),
         margin=torch.cat([part.margin for part in parts]),
-        top_ids=_cat([part.top_ids for part in parts]),
-        top_logprobs=_cat([part.top_logprobs for part in parts]),
-        soft_embedding=_cat(softs),
+        top_ids=_cat_ragged([part.top_ids for part in parts], parts),
+        top_logprobs=_cat_ragged([part.top_logprobs for part in parts], parts),
+        soft_embedding=_cat_ragged([part.soft_embedding for part in parts], parts),
         asked_logprobs=_cat_ragged([part.asked_logprobs for part in parts], parts),
     )
 
 
 def _cat_ragged(found: list[Tensor | None], parts: list[PackedStatistics]) -> Tensor | None:
-    """Join [m, K] of different K, filled with zeros."""
-    width = max((one.shape[1] for one in found if one is not None), default=0)
+    """Join [m, K] of different K, filled with zeros; None where no part has any."""
+    samples = [one for one in found if one is not None]
+    width = max((one.shape[1] for one in samples), default=0)
     if not width:
         return None
-    joined = parts[0].logprob.new_zeros(sum(len(part.token) for part in parts), width)
+    joined = samples[0].new_zeros(sum(len(part.token) for part in parts), width)
     start = 0
     for one, part in zip(found, parts, strict=True):
         if one is not None:
@@ -251,8 +277,3 @@ def _blank(size: int, device: torch.device) -> PackedStatistics:
     zeros = torch.zeros(size, device=device)
     ids = zeros.long()
     return PackedStatistics(ids, zeros, ~zeros.bool(), zeros, ids, zeros, zeros, None, None, None)
-
-
-def _cat(parts: Sequence[Tensor | None]) -> Tensor | None:
-    found = [part for part in parts if part is not None]
-    return torch.cat(found) if found else None

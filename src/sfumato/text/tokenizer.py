@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
 from sfumato.errors import CheckpointError, RequestError
-from sfumato.text.plain_tokenizer import PlainTokenizer
+from sfumato.text.plain_tokenizer import PlainTokenizer, special_tokens
 
 # What a decoder prints for bytes that do not yet form a character.
 _INCOMPLETE = "\ufffd"
@@ -32,6 +32,10 @@ class ThroughTransformers:
     def decode(self, token_ids: list[int], *, skip_special_tokens: bool) -> str:
         """Return the text of token ids."""
         return str(self._tokenizer.decode(token_ids, skip_special_tokens=skip_special_tokens))
+
+    def special_tokens(self) -> dict[str, int]:
+        """Return the ids of the tokens that are no text."""
+        return special_tokens(self._tokenizer.backend_tokenizer)
 
     def render(self, messages: list[dict[str, Any]], tools: list[dict[str, Any]] | None = None) -> str:
         """Return a conversation as text, ready for the assistant's answer."""
@@ -61,9 +65,19 @@ class Tokenizer:
         return bool(self._tokenizer.chat_template)
 
     @property
+    def chat_template(self) -> str:
+        """Return the template as it is written, empty where there is none."""
+        return str(self._tokenizer.chat_template or "")
+
+    @property
+    def special_tokens(self) -> dict[str, int]:
+        """Return the ids of the tokens that decoding leaves out."""
+        return self._tokenizer.special_tokens()
+
+    @property
     def knows_tools(self) -> bool:
         """Whether the chat template has a place for tools."""
-        return "tools" in str(self._tokenizer.chat_template or "")
+        return "tools" in self.chat_template
 
     def encode(self, text: str, *, add_special_tokens: bool = True) -> list[int]:
         """Return the token ids of a text."""
@@ -98,11 +112,19 @@ class Tokenizer:
 
 
 class TextStream:
-    """Text that grows as tokens are committed; a character whose bytes are incomplete is held back."""
+    """Text that grows as tokens are committed; a character whose bytes are incomplete is held back.
 
-    def __init__(self, tokenizer: Tokenizer) -> None:
+    shown_tokens: special tokens that are shown; the others are left out.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, shown_tokens: Collection[str] = ()) -> None:
         self._tokenizer = tokenizer
         self._token_ids: list[int] = []
+        # Special tokens that are left out, where some of them are shown.
+        self._hidden: frozenset[int] | None = None
+        if shown_tokens:
+            special = tokenizer.special_tokens.items()
+            self._hidden = frozenset(number for token, number in special if token not in shown_tokens)
         # Tokens [prefix, read) are decoded again with what follows: spaces depend on neighbours.
         self._prefix = 0
         self._read = 0
@@ -110,12 +132,18 @@ class TextStream:
     def push(self, token_ids: Sequence[int], *, is_last: bool = False) -> str:
         """Add tokens and return the text that is complete now."""
         self._token_ids.extend(token_ids)
-        known = self._tokenizer.decode(self._token_ids[self._prefix : self._read])
-        text = self._tokenizer.decode(self._token_ids[self._prefix :])
+        known = self._decode(self._token_ids[self._prefix : self._read])
+        text = self._decode(self._token_ids[self._prefix :])
         if text.endswith(_INCOMPLETE) and not is_last:
             return ""
         self._prefix, self._read = self._read, len(self._token_ids)
         return text[len(known) :]
+
+    def _decode(self, token_ids: list[int]) -> str:
+        if self._hidden is None:
+            return self._tokenizer.decode(token_ids)
+        shown = [token_id for token_id in token_ids if token_id not in self._hidden]
+        return self._tokenizer.decode(shown, skip_special_tokens=False)
 
 
 class StopStrings:

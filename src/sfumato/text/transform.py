@@ -97,10 +97,15 @@ class Piece:
         return self.reading.positions[self.start : self.stop]
 
 
-def transformed_logits(hidden: Tensor, head: Head, pieces: list[Piece]) -> Tensor:
-    """Return the chunk's logits f32[m, V] with guidance, biases and exclusions."""
+def transformed_logits(hidden: Tensor, head: Head, pieces: list[Piece], *, is_wide: bool = True) -> Tensor:
+    """Return the chunk's logits f32[m, V] with guidance, biases and exclusions.
+
+    is_wide: False leaves them in the head's dtype, for pieces that only exclude tokens.
+    """
     rows = np.concatenate([piece.reading.hidden_rows[piece.start : piece.stop] for piece in pieces])
-    logits = head(hidden[placed(rows, hidden.device)]).float()
+    logits = head(hidden[placed(rows, hidden.device)])
+    if is_wide:
+        logits = logits.float()
     if pieces[0].is_guided:
         others = [piece.reading.guided_rows for piece in pieces]
         guided = np.concatenate(

@@ -10,6 +10,7 @@ import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -55,12 +56,12 @@ class Family(ABC):
         """Return the model that denoises."""
         return getattr(self.pipeline, self.denoiser_name)
 
-    @property
+    @cached_property
     def dtype(self) -> torch.dtype:
-        """Return the dtype of the denoiser's weights."""
+        """Return the dtype of the denoiser's weights: diffusers looks through all of them each time."""
         return self.denoiser.dtype  # type: ignore[no-any-return]
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
         """Return where the denoiser lies."""
         return self.denoiser.device  # type: ignore[no-any-return]

@@ -128,10 +128,18 @@ def serve(
             show_default="auto",
         ),
     ] = None,
+    graphs: Annotated[
+        str | None,
+        typer.Option(
+            help="on: steps of one shape are recorded once and replayed (CUDA graphs); off; auto: on a GPU.",
+            rich_help_panel=_ENGINE,
+            show_default="auto",
+        ),
+    ] = None,
     quantization: Annotated[
         str | None,
         typer.Option(
-            help="int8: weights of all layers in eight bits, made while loading (CPU).",
+            help="int8 (CPU) or fp8 (GPU): weights of all layers in eight bits, made while loading.",
             rich_help_panel=_ENGINE,
         ),
     ] = None,
@@ -228,6 +236,7 @@ def serve(
         policy=policy,
         order=order,
         overlap=overlap,
+        graphs=graphs,
         quantization=quantization,
         data_parallel=data_parallel,
         data_parallel_attention=data_parallel_attention,

@@ -1,0 +1,1 @@
+"""Kernels over rows of logits; `models/kernels` says where they run."""
