@@ -167,3 +167,20 @@ def test_steps_and_gauges_reach_the_front() -> None:
             assert MODEL in two.desk.on_turn
 
     run(serve())
+
+
+def test_a_replica_that_has_to_go_is_no_requests_fault(undisturbed: dict[str, list[int]]) -> None:
+    async def serve() -> None:
+        async with cluster(3) as three:
+            asking = asyncio.create_task(
+                collect(three.front, [submission(three.front, name) for name in NAMES])
+            )
+            # Twice, so that whoever were blamed would end.
+            for name in ("w0", "w1"):
+                while not three.workers[name].engine.num_open:
+                    await asyncio.sleep(0.01)
+                await three.workers.pop(name).close()
+            found = await asking
+            assert {name: tokens(outputs) for name, outputs in found.items()} == undisturbed
+
+    run(serve())

@@ -55,6 +55,7 @@ class Worker:
         self._stall_seconds = stall_seconds
         self._steps: list[StepStats] = []
         self._is_gauged = False
+        self._is_closing = False
         self._links = Links(
             replica,
             model,
@@ -112,14 +113,17 @@ class Worker:
             refusal = Refusal(request_id=submission.request_id, message=str(error), field=error.field)
             self._end(run, Refused(ticket=run.ticket, refusal=refusal))
         except EngineDied as error:
-            self._end(run, Lost(ticket=run.ticket, message=str(error), has_killed=not was_gone))
+            has_killed = not (was_gone or self._is_closing)
+            self._end(run, Lost(ticket=run.ticket, message=str(error), has_killed=has_killed))
         except EngineError as error:
             self._end(run, Lost(ticket=run.ticket, message=str(error), has_killed=False))
 
     def _pass_on(self, run: _Run, output: Output) -> None:
         if output.finish_reason is FinishReason.ERROR and self.engine.is_gone:
             self._links.disable()
-            self._end(run, Lost(ticket=run.ticket, message=output.error or "", has_killed=True))
+            # One that is ended here, because its replica has to go, was not ended by what it ran.
+            has_killed = not self._is_closing
+            self._end(run, Lost(ticket=run.ticket, message=output.error or "", has_killed=has_killed))
             return
         if output.finish_reason is FinishReason.ABORT:
             # Nobody but a shutdown ends a request that its front still wants.
@@ -142,7 +146,8 @@ class Worker:
             raise EngineDied(f"the engine of replica {self._replica} is gone")
 
     async def close(self) -> None:
-        """End the engine and all links."""
+        """End the engine and all links; what has not finished goes on elsewhere."""
+        self._is_closing = True
         for task in (*self._tasks, *self._answering):
             task.cancel()
         await self.engine.close()
