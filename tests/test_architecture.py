@@ -10,9 +10,10 @@ import pytest
 
 SOURCE = Path(__file__).resolve().parent.parent / "src" / "sfumato"
 
-# serve -> evaluation -> engine -> {text, image, parallel} -> {models, cache} -> core: imports go to lower
-# floors only.
+# deploy -> serve -> evaluation -> engine -> {text, image, parallel} -> {models, cache} -> core: imports go to
+# lower floors only.
 FLOORS = {
+    "deploy": 6,
     "serve": 5,
     "evaluation": 4,
     "engine": 3,

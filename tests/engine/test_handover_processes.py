@@ -305,3 +305,33 @@ def test_a_bidirectional_model_has_no_prefill_role() -> None:
         ConfigError, match=r"--role prefill for sfumato-tiny-llada: .*both directions.*0 bytes"
     ):
         Engine.load(EngineConfig(model="sfumato-tiny-llada", peering=prefill_config()))
+
+
+def test_a_denoise_engine_is_told_who_its_peers_are(local: Engine) -> None:
+    async def serve() -> None:
+        told = PeerConfig(role="denoise", is_told=True, silence_seconds=1.0)
+        denoise = await EngineClient.start(config(told))
+        helpers = await asyncio.gather(
+            *(EngineClient.start(config(prefill_config(secret=secret))) for secret in ("one", "two"))
+        )
+        try:
+            # Nobody yet: it prefills itself.
+            assert await answers(denoise, PROMPTS) == expected(local, PROMPTS)
+            for number, (helper, secret) in enumerate(zip(helpers, ("one", "two"), strict=True)):
+                theirs = watch(helper)
+                denoise.meet([(str(helper.info.peer_address), secret)])
+                for attempt in range(40):
+                    prompts = {f"{number}-{attempt}": [number, attempt, *LONG["long0"]]}
+                    assert await answers(denoise, prompts) == expected(local, prompts)
+                    if num_steps(theirs, "prefill"):
+                        break
+                    await asyncio.sleep(0.1)
+                assert num_steps(theirs, "prefill")
+            # The first one is asked no more.
+            theirs = watch(helpers[0])
+            assert await answers(denoise, LONG) == expected(local, LONG)
+            assert num_steps(theirs, "prefill") == 0
+        finally:
+            await asyncio.gather(*(client.close() for client in (denoise, *helpers)))
+
+    run(serve())

@@ -287,6 +287,10 @@ class Handover(Protocol):
         """Return where peers reach this process, if they do."""
         ...
 
+    def meet(self, peers: Sequence[tuple[str, str]]) -> None:
+        """Be helped by these from now on, and by no others: (address, shared secret) each."""
+        ...
+
     def close(self) -> None:
         """End all links."""
         ...

@@ -36,6 +36,7 @@ from sfumato.engine.outputs import Outputs
 from sfumato.engine.wire import (
     EngineInfo,
     Loading,
+    PeersCommand,
     ProfileCommand,
     Profiled,
     StartFailure,
@@ -303,6 +304,11 @@ class EngineClient:
             self._send(Watch(is_on=is_on))
             # Its answer brings the gauges of an engine that stands still; nobody waits for it.
             self._send(Ping(token=_NOBODYS_TOKEN))
+
+    def meet(self, peers: Sequence[tuple[str, str]]) -> None:
+        """Let the engine be helped by these from now on, and by no others: (address, shared secret) each."""
+        self._check_alive()
+        self._send(PeersCommand(peers=tuple(peers)))
 
     async def stop(self, *, drain: bool) -> None:
         """Let the engine finish its requests (drain) or end them now, and wait until its process is gone."""

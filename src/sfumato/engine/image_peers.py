@@ -46,6 +46,10 @@ class ImageHandover:
         """Return where peers reach this process, if they do."""
         return self.endpoint.address
 
+    def meet(self, peers: Sequence[tuple[str, str]]) -> None:
+        """Be helped by these from now on; what others were asked for is done elsewhere."""
+        self.endpoint.meet(peers)
+
     def close(self) -> None:
         """End all links."""
         self.endpoint.close()

@@ -19,6 +19,7 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True):
     peers.
     listen: tcp://HOST:PORT where peers reach this engine; port 0 takes a free one. peers: addresses of
     engines that work for this one. secret: what both sides know; anybody with another one is refused.
+    is_told: peers are told while it runs, by whoever started it; none is known before.
     transport: how keys and values travel. silence_seconds: a peer that was not heard of for so long is not
     waited for. prefill_seconds: a hand-over without progress for so long is given up.
     """
@@ -27,6 +28,7 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True):
     listen: str | None = None
     peers: tuple[str, ...] = ()
     secret: str | None = None
+    is_told: bool = False
     transport: str = "sockets"
     silence_seconds: float = 5.0
     prefill_seconds: float = 30.0
@@ -34,7 +36,7 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True):
     @property
     def is_alone(self) -> bool:
         """Whether this engine has nothing to do with others."""
-        return self.listen is None and not self.peers
+        return self.listen is None and not self.peers and not self.is_told
 
     def check(self) -> None:
         """Raise ConfigError naming the options."""
@@ -46,7 +48,7 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--role {self.role} needs --listen: nobody could ask this engine for anything")
         if self.role in HELPING and self.peers:
             raise ConfigError(f"--role {self.role} does not go with --peers {','.join(self.peers)}")
-        if self.role == "denoise" and not self.peers:
+        if self.role == "denoise" and not self.peers and not self.is_told:
             raise ConfigError("--role denoise needs --peers: engines that work for this one")
         if self.role == "denoise" and self.listen is not None:
             raise ConfigError(f"--role denoise does not go with --listen {self.listen}")
@@ -55,7 +57,7 @@ class PeerConfig(msgspec.Struct, frozen=True, kw_only=True):
         for name, addresses in (("--listen", (self.listen,) if self.listen else ()), ("--peers", self.peers)):
             for address in addresses:
                 parse_address(name, address)
-        if not self.is_alone and not self.secret:
+        if (self.listen is not None or self.peers) and not self.secret:
             raise ConfigError("engines that talk to each other need a shared secret (SFUMATO_PEER_SECRET)")
         for name, seconds in (
             ("peer-timeout", self.silence_seconds),

@@ -161,10 +161,8 @@ def open_peering(
 
 def open_endpoint(config: PeerConfig, layout: Layout, carrier: Carrier) -> Endpoint:
     """Listen and connect as configured. Raises ConfigError or PeerRefused."""
-    assert config.secret is not None
-    endpoint = SocketEndpoint(
-        layout, carrier, secret=config.secret.encode(), silence_seconds=config.silence_seconds
-    )
+    secret = (config.secret or "").encode()
+    endpoint = SocketEndpoint(layout, carrier, secret=secret, silence_seconds=config.silence_seconds)
     try:
         if config.listen is not None:
             endpoint.listen(*parse_address("--listen", config.listen))

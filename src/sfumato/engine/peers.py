@@ -38,6 +38,10 @@ class Endpoint(Protocol):
         """Return where peers reach it, if they do."""
         ...
 
+    def meet(self, peers: Sequence[tuple[str, str]]) -> None:
+        """Connect to these and to no others."""
+        ...
+
     def close(self) -> None:
         """End all links within a bounded time."""
         ...
@@ -65,6 +69,9 @@ class NoPeers:
     def let_go(self, request: Request, reason: str) -> None:
         """No peer knows of it."""
 
+    def meet(self, peers: Sequence[tuple[str, str]]) -> None:
+        """This process asks nobody."""
+
     def close(self) -> None:
         """Nothing is open."""
 
@@ -90,6 +97,10 @@ class PeerHandover:
     def address(self) -> str | None:
         """Return where peers reach this process, if they do."""
         return self.endpoint.address
+
+    def meet(self, peers: Sequence[tuple[str, str]]) -> None:
+        """Be helped by these from now on; what others were asked for is done elsewhere."""
+        self.endpoint.meet(peers)
 
     def close(self) -> None:
         """End all links."""

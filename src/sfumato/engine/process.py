@@ -25,8 +25,10 @@ from sfumato.config import EngineConfig
 from sfumato.core.messages import Message, Turn
 from sfumato.core.recording import UNRECORDED
 from sfumato.engine.wire import (
+    Command,
     EngineInfo,
     Loading,
+    PeersCommand,
     ProfileCommand,
     Profiled,
     StartFailure,
@@ -41,6 +43,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     # These load torch, before which this process sets limits that torch reads.
+    from sfumato.core.handover import Handover
     from sfumato.core.traits import ModelTraits
     from sfumato.engine.loop import EngineLoop
     from sfumato.engine.profile import Profile
@@ -56,13 +59,11 @@ _PROGRESS_BYTES = 8 << 20
 
 
 class SocketInbox:
-    """Messages from a socket; on_profile: takes what is not for the loop."""
+    """Messages from a socket; on_command: takes what is not for the loop."""
 
-    def __init__(
-        self, socket: Any, on_profile: Callable[[ProfileCommand], None], bell: Bell | None = None
-    ) -> None:
+    def __init__(self, socket: Any, on_command: Callable[[Command], None], bell: Bell | None = None) -> None:
         self._socket = socket
-        self._on_profile = on_profile
+        self._on_command = on_command
         self._bell = bell
 
     def filenos(self) -> list[int]:
@@ -84,8 +85,8 @@ class SocketInbox:
         messages: list[Message] = []
         while self._socket.poll(timeout):
             match decode_message(self._socket.recv()):
-                case ProfileCommand() as command:
-                    self._on_profile(command)
+                case ProfileCommand() | PeersCommand() as command:
+                    self._on_command(command)
                 case message:
                     messages.append(message)
             timeout = 0
@@ -150,7 +151,25 @@ def _open_profile(config: EngineConfig) -> Profile | None:
     return Profile.of(config.profile, f"{name_of(config.model)}{replica}")
 
 
-def _answer_commands(profile: Profile | None, outbox: Any) -> Callable[[ProfileCommand], None]:
+class Commands:
+    """What the parent says that is not for the loop: recordings of steps, and who the peers are."""
+
+    def __init__(self, profile: Profile | None, outbox: Any) -> None:
+        self.handover: Handover | None = None
+        self._record = _recording(profile, outbox)
+
+    def __call__(self, command: Command) -> None:
+        """Do as the parent says."""
+        match command:
+            case PeersCommand(peers=peers):
+                # Messages are read by the loop, which is there with its links by then.
+                assert self.handover is not None
+                self.handover.meet(peers)
+            case ProfileCommand():
+                self._record(command)
+
+
+def _recording(profile: Profile | None, outbox: Any) -> Callable[[ProfileCommand], None]:
     """Return what begins and ends recordings as the parent says."""
 
     def answer(command: ProfileCommand) -> None:
@@ -185,12 +204,14 @@ def _text_engine(
     if loaded.leader is not None:
         loaded.leader.on_lost = _leave
     bell = None if loaded.shared is None else loaded.shared.bell
+    commands = Commands(profile, outbox)
     loop, door = build_loop(
         loaded,
-        SocketInbox(inbox, _answer_commands(profile, outbox), bell),
+        SocketInbox(inbox, commands, bell),
         SocketOutbox(outbox),
         recorder=profile or UNRECORDED,
     )
+    commands.handover = loop.handover
     info = EngineInfo(
         name=loaded.folder.name,
         path=str(loaded.folder.path),
@@ -217,12 +238,11 @@ def _image_engine(
 
     hide_progress_bars()
     loaded = load_pipeline(config, path, resolve_device(config.device, config.replica))
+    commands = Commands(profile, outbox)
     loop, _ = build_image_loop(
-        loaded,
-        SocketInbox(inbox, _answer_commands(profile, outbox)),
-        SocketOutbox(outbox),
-        recorder=profile or UNRECORDED,
+        loaded, SocketInbox(inbox, commands), SocketOutbox(outbox), recorder=profile or UNRECORDED
     )
+    commands.handover = loop.handover
     info = EngineInfo(
         name=loaded.name,
         path=loaded.path,

@@ -54,6 +54,12 @@ class ProfileCommand(msgspec.Struct, frozen=True, kw_only=True, tag="profile"):
     num_steps: int | None = None
 
 
+class PeersCommand(msgspec.Struct, frozen=True, kw_only=True, tag="peers"):
+    """Who works for this engine from now on: (address, shared secret) each; all others are let go."""
+
+    peers: tuple[tuple[str, str], ...]
+
+
 class Profiled(msgspec.Struct, frozen=True, kw_only=True, tag="profiled"):
     """The answer: the file of a recording that ended, or why the command was refused."""
 
@@ -62,7 +68,8 @@ class Profiled(msgspec.Struct, frozen=True, kw_only=True, tag="profiled"):
     problem: str | None = None
 
 
-ToEngine = Message | ProfileCommand
+Command = ProfileCommand | PeersCommand
+ToEngine = Message | Command
 FromEngine = EngineInfo | Loading | StartFailure | Profiled | Turn
 
 _encoder = msgspec.msgpack.Encoder()

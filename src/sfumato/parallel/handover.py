@@ -83,6 +83,10 @@ class Endpoint(Protocol):
         """Return where peers reach this engine, if they do."""
         ...
 
+    def meet(self, peers: Sequence[tuple[str, str]]) -> None:
+        """Connect to these (address, shared secret) and end the links to all others."""
+        ...
+
     def close(self) -> None:
         """End all links and whatever runs for them, within a bounded time."""
         ...

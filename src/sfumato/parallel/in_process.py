@@ -74,6 +74,9 @@ class InProcessEndpoint:
         self.mailbox = Mailbox()
         self.links: list[InProcessLink] = []
 
+    def meet(self, peers: Sequence[tuple[str, str]]) -> None:
+        """Its links are joined by whoever made it."""
+
     def close(self) -> None:
         """End all links."""
         for link in self.links:

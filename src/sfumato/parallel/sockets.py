@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 
 from sfumato.core.handover import (
     Blocks,
@@ -150,6 +151,8 @@ class SocketEndpoint:
         self._links: list[SocketLink] = []
         self._threads: list[threading.Thread] = []
         self._listener: socket.socket | None = None
+        # Peers that are connected to, as (host, port), and the secret of each.
+        self._wanted: dict[tuple[str, int], bytes] = {}
 
     def listen(self, host: str, port: int) -> None:
         """Take connections of engines that want this one to prefill. Raises ConfigError."""
@@ -174,11 +177,26 @@ class SocketEndpoint:
         and does not fit.
         """
         link = None
+        self._wanted[host, port] = self._secret
         try:
             link = self._dial(host, port)
         except OSError as error:
             _notice(f"engine tcp://{host}:{port} is not there yet ({error}); its part is done here")
         self._start(lambda: self._stay_connected(host, port, link), f"{host}:{port}")
+
+    def meet(self, peers: Sequence[tuple[str, str]]) -> None:
+        """Connect to these (address, shared secret) in the background; end the links to all others."""
+        wanted = {split_address(address): secret.encode() for address, secret in peers}
+        fresh = wanted.keys() - self._wanted.keys()
+        gone = self._wanted.keys() - wanted.keys()
+        self._wanted = wanted
+        for host, port in fresh:
+            self._start(partial(self._stay_connected, host, port, None), f"{host}:{port}")
+        names = {f"tcp://{host}:{port}" for host, port in gone}
+        with self._lock:
+            links = [link for link in self._links if link.peer in names]
+        for link in links:
+            link.shut()
 
     def close(self) -> None:
         """End all links and threads."""
@@ -208,7 +226,8 @@ class SocketEndpoint:
     def _dial(self, host: str, port: int) -> SocketLink:
         connection = Connection(socket.create_connection((host, port), timeout=_CONNECT_SECONDS))
         try:
-            said = introduce(connection, self._secret, self.layout, self._carrier.describe())
+            secret = self._wanted.get((host, port), self._secret)
+            said = introduce(connection, secret, self.layout, self._carrier.describe())
             return self._link(f"tcp://{host}:{port}", connection, said)
         except BaseException:
             connection.close()
@@ -219,14 +238,17 @@ class SocketEndpoint:
         return SocketLink(peer, connection, self._carrier, name, self.mailbox, self._silence_seconds)
 
     def _stay_connected(self, host: str, port: int, link: SocketLink | None) -> None:
-        was_refused = False
-        while not self._is_closing.is_set():
+        was_refused, is_first = False, link is None
+        while not self._is_closing.is_set() and (host, port) in self._wanted:
             if link is not None:
                 was_refused = False
                 self._live(link, prefills=True)
                 if not self._is_closing.is_set():
                     _notice(f"engine tcp://{host}:{port} has gone; its part is done elsewhere")
-            if self._is_closing.wait(_RETRY_SECONDS):
+            if not is_first and self._is_closing.wait(_RETRY_SECONDS):
+                return
+            is_first = False
+            if (host, port) not in self._wanted:
                 return
             try:
                 link = self._dial(host, port)
@@ -268,6 +290,12 @@ class SocketEndpoint:
         finally:
             with self._lock:
                 self._links.remove(link)
+
+
+def split_address(address: str) -> tuple[str, int]:
+    """Return host and port of tcp://HOST:PORT."""
+    host, _, port = address.removeprefix("tcp://").rpartition(":")
+    return host.strip("[]"), int(port)
 
 
 def _notice(text: str) -> None:

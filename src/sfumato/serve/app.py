@@ -38,6 +38,7 @@ def create_app(registry: Registry, settings: ServerSettings) -> FastAPI:
     app.state.registry = registry
     app.state.settings = settings
     app.state.metrics = Metrics()
+    app.state.join_pages = metrics.alone
     app.state.image_files = ImageFiles()
     app.state.video_jobs = VideoJobs()
     app.state.step_feeds = {name: StepFeed(model) for name, model in registry.models.items()}

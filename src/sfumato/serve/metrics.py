@@ -78,6 +78,7 @@ class Metrics:
         self.retried = self._gauge(
             "requests_retried", "Requests that went on in another engine since the start, theirs being gone"
         )
+        self.replicas = self._gauge("replicas", "Engines that take requests and are there")
         self.up = self._gauge("engine_up", "Whether the engine process is there")
 
     def _counter(self, name: str, text: str, *labels: str) -> Counter:
@@ -161,7 +162,14 @@ async def metrics(request: Request) -> Response:
     registry: Registry = request.app.state.registry
     for model in registry.models.values():
         counted.up.labels(model.name).set(not model.client.is_gone)
+        counted.replicas.labels(model.name).set(len(model.client.clients) - model.client.num_gone)
         counted.retried.labels(model.name).set(model.client.num_retried)
         if model.client.is_gone:
             counted.observe_gone(model.name)
-    return Response(generate_latest(counted.registry), media_type=CONTENT_TYPE_LATEST)
+    page = generate_latest(counted.registry).decode()
+    return Response(await request.app.state.join_pages(page), media_type=CONTENT_TYPE_LATEST)
+
+
+async def alone(page: str) -> str:
+    """Return the page of a front that has no others beside it."""
+    return page

@@ -14,7 +14,7 @@ import msgspec
 
 import sfumato
 from sfumato.core.traits import ImageTraits, ModelTraits
-from sfumato.engine.replicas import Replicas
+from sfumato.engine.engines import Engines
 from sfumato.errors import RequestError
 from sfumato.serve.errors import ApiError
 from sfumato.text.tokenizer import Tokenizer
@@ -36,7 +36,7 @@ class ServedModel:
     tokenizer, which is not safe to share while it encodes, is never entered twice.
     """
 
-    def __init__(self, name: str, client: Replicas) -> None:
+    def __init__(self, name: str, client: Engines) -> None:
         info = client.info
         self.name = name
         self.client = client
@@ -181,7 +181,7 @@ class Registry:
         return next(iter(self.models.values())) if name is None else self.find(name)
 
 
-def _digest(client: Replicas) -> str:
+def _digest(client: Engines) -> str:
     """Return a short stable name for what decides this model's answers."""
     info = client.info
     content = msgspec.json.encode([info.name, info.traits, info.num_parameters, info.dtype, info.device])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import importlib
+
 import typer
 
 from sfumato.serve.commands.bench import MANY, bench
@@ -13,6 +15,9 @@ from sfumato.serve.commands.models import models
 from sfumato.serve.commands.quantize import quantize
 from sfumato.serve.commands.serve import serve
 from sfumato.serve.commands.spreading import spreading
+
+# Commands of rooms above this one, which may import it and not be imported by it.
+_ABOVE = {"deploy": "sfumato.deploy.command:deploy"}
 
 
 def build_program() -> typer.Typer:
@@ -34,4 +39,7 @@ def build_program() -> typer.Typer:
     program.command("eval")(evaluate)
     program.command("bench", cls=spreading(*MANY))(bench)
     program.command("quantize")(quantize)
+    for name, place in _ABOVE.items():
+        module, function = place.split(":")
+        program.command(name)(getattr(importlib.import_module(module), function))
     return program
