@@ -156,14 +156,15 @@ def attend_tiles(
 ) -> None:
     """Compute attention of query [N, H, D] to keys, values: [S, K, D] for the tokens of all tiles.
 
-    Writes into output, [N, H, D]. Heads of one token must lie together; tokens may have a stride.
+    Writes into output, [N, H, D]. Where the heads of a query lie together nothing is copied.
     """
     num_heads, width = query.shape[1:]
     kv_heads = keys.shape[1]
     num_tiles = len(paged.tiles)
     if not num_tiles:
         return
-    assert query.stride()[1:] == (width, 1)
+    if query.stride()[1:] != (width, 1):
+        query = query.contiguous()
     assert output.stride()[1:] == (width, 1)
     shared = num_heads // kv_heads
     plan = plan_of(width, shared=shared, tile=paged.tile, itemsize=keys.element_size())

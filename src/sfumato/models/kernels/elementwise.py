@@ -66,7 +66,7 @@ def _normed(
     width = triton.next_power_of_2(x.shape[1])
     if len(x):
         assert x.stride(1) == 1
-        assert more is None or more.is_contiguous()
+        more = None if more is None else more.contiguous()
         _norm[(len(x),)](
             x,
             x.stride(0),
@@ -139,12 +139,13 @@ def turn(
 ) -> Tensor:
     """Return heads x [N, heads, D], normed with a weight [D] if there is one, rotated by f32[N, 1, width].
 
-    Heads of one token must lie together; tokens may have a stride.
+    Where the heads of a token lie together nothing is copied before; tokens may have a stride.
     """
     num_tokens, heads, size = x.shape
     output = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     if output.numel():
-        assert x.stride()[1:] == (size, 1)
+        if x.stride()[1:] != (size, 1):
+            x = x.contiguous()
         _turn[(num_tokens, heads)](
             x,
             x.stride(0),
@@ -188,7 +189,7 @@ def gate(x: Tensor, kind: int) -> Tensor:
     size = x.shape[1] // 2
     output = torch.empty((len(x), size), dtype=x.dtype, device=x.device)
     if output.numel():
-        assert x.is_contiguous()
+        x = x.contiguous()
         width = min(1024, triton.next_power_of_2(size))
         _gate[(len(x), triton.cdiv(size, width))](x, output, size, KIND=kind, WIDTH=width, num_warps=4)
     return output

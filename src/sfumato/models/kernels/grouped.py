@@ -94,8 +94,8 @@ def multiply_sorted(rows: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """
     num_experts, num_outputs, num_inputs = weights.shape
     output = torch.empty((len(rows), num_outputs), dtype=rows.dtype, device=rows.device)
-    assert rows.is_contiguous()
     assert weights.is_contiguous()
+    rows = rows.contiguous()
     plan = plan_of(len(rows), num_experts, rows.element_size())
     _multiply[(num_experts, triton.cdiv(num_outputs, plan.outputs))](
         rows,

@@ -26,13 +26,12 @@ def _keep_rows(key, value, key_stride, value_stride, keys, values, slots, size, 
 def keep_rows(key: Tensor, value: Tensor, keys: Tensor, values: Tensor, write_slots: Tensor) -> None:
     """Write key, value: [N, K, D] to slots i64[N] of keys, values: [S, K, D]; slot -1 is none. In place.
 
-    Heads of one token must lie together; tokens may have a stride.
+    Where the heads of a token lie together nothing is copied before; tokens may have a stride.
     """
     num_tokens, heads, width = key.shape
     if not num_tokens:
         return
-    assert key.stride()[1:] == (width, 1)
-    assert value.stride()[1:] == (width, 1)
+    key, value = (part if part.stride()[1:] == (width, 1) else part.contiguous() for part in (key, value))
     size = heads * width
     block = min(1024, triton.next_power_of_2(size))
     _keep_rows[(num_tokens, triton.cdiv(size, block))](

@@ -80,7 +80,7 @@ def choose(
     chosen = torch.empty((num_tokens, count), dtype=torch.int64, device=logits.device)
     weights = torch.empty((num_tokens, count), dtype=torch.float32, device=logits.device)
     if num_tokens:
-        assert logits.is_contiguous()
+        logits = logits.contiguous()
         _choose[(num_tokens,)](
             logits,
             bias,
@@ -144,6 +144,8 @@ def sort_chosen(chosen: Tensor, num_experts: int) -> tuple[Tensor, Tensor, Tenso
     those of experts from num_experts on lie behind. Each is compared with all others, which is little work
     for the thousands that a step has.
     """
+    # A router that sorts hands on a part of each row.
+    chosen = chosen.contiguous()
     total, count = chosen.numel(), chosen.shape[1]
     tokens, places = torch.empty((2, total), dtype=torch.int64, device=chosen.device)
     ends = torch.empty(num_experts, dtype=torch.int32, device=chosen.device)
@@ -172,6 +174,7 @@ def _sum_chosen(computed, places, weights, output, size, num_there, COUNT: tl.co
 
 def sum_chosen(computed: Tensor, places: Tensor, weights: Tensor, ends: Tensor) -> Tensor:
     """Return f32[N, width], each token's sorted rows [M, width] times its weights f32[N, C]."""
+    weights = weights.contiguous()
     num_tokens, count = weights.shape
     size = computed.shape[1]
     output = torch.empty((num_tokens, size), dtype=torch.float32, device=computed.device)
