@@ -74,7 +74,7 @@ def build(deployment: Deployment) -> Application:
         name="front",
         num_replicas=settings.replicas,
         max_ongoing_requests=settings.max_ongoing_requests,
-        graceful_shutdown_timeout_s=deployment.recovery.drain,
+        graceful_shutdown_timeout_s=settings.drain,
         health_check_period_s=deployment.recovery.health_period,
         health_check_timeout_s=deployment.recovery.health_timeout,
         ray_actor_options={

@@ -90,7 +90,10 @@ class Model(ModelSettings, frozen=True, kw_only=True, forbid_unknown_fields=True
 
 
 class FrontSettings(_Section, frozen=True, kw_only=True):
-    """The door: how many processes answer HTTP, what opens it, and where Ray puts it."""
+    """The door: how many processes answer HTTP, what opens it, and where Ray puts it.
+
+    drain: seconds that a front which is to go waits for its answers to end: a connection cannot be moved.
+    """
 
     replicas: int = 1
     resources: Resources = Resources()
@@ -98,6 +101,7 @@ class FrontSettings(_Section, frozen=True, kw_only=True):
     max_ongoing_requests: int = 4096
     max_body_bytes: int | str = 50 << 20
     health_timeout: float = 5.0
+    drain: float = 600.0
 
 
 class Recovery(_Section, frozen=True, kw_only=True):
