@@ -48,7 +48,7 @@ from sfumato.models.folder import name_of
 _SHORT_PIXELS = 128 * 128
 # Image requests know how many steps they have left, and steps of a few rows are near the full rate: with less
 # of it than text the shortest are done sooner, and no throughput is lost against one request at a time.
-_RATE_SHARE = 0.8
+_RATE_SHARE = 0.75
 
 
 @dataclass(frozen=True, slots=True)
