@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import msgspec
-from prometheus_client import generate_latest
 from ray import serve
 from ray.util import get_node_ip_address
 
@@ -22,6 +21,7 @@ from sfumato.deploy.running import Patience
 from sfumato.deploy.ticket import Front as Address
 from sfumato.engine.wire import EngineInfo
 from sfumato.serve.app import create_app
+from sfumato.serve.metrics import page_of
 from sfumato.serve.registry import Registry, ServedModel
 from sfumato.serve.settings import ServerSettings
 from sfumato.serve.settings_file import parse_bytes
@@ -70,7 +70,7 @@ class Front:
         )
         app = create_app(Registry(self._models), settings)
         if self._settings.replicas > 1:
-            self._desk.page = lambda: generate_latest(app.state.metrics.registry).decode()
+            self._desk.page = partial(page_of, app.state.metrics, app.state.registry)
             self._links = Links.of_front(name, silence_seconds=recovery.silence)
             app.state.join_pages = partial(self._join_pages, name, self._links)
         return app

@@ -158,16 +158,20 @@ router = APIRouter()
 @router.get("/metrics")
 async def metrics(request: Request) -> Response:
     """Return all series in Prometheus' text form."""
-    counted: Metrics = request.app.state.metrics
-    registry: Registry = request.app.state.registry
+    state = request.app.state
+    page = page_of(state.metrics, state.registry)
+    return Response(await state.join_pages(page), media_type=CONTENT_TYPE_LATEST)
+
+
+def page_of(counted: Metrics, registry: Registry) -> str:
+    """Return this door's own series, with what is true of its engines now."""
     for model in registry.models.values():
         counted.up.labels(model.name).set(not model.client.is_gone)
         counted.replicas.labels(model.name).set(len(model.client.clients) - model.client.num_gone)
         counted.retried.labels(model.name).set(model.client.num_retried)
         if model.client.is_gone:
             counted.observe_gone(model.name)
-    page = generate_latest(counted.registry).decode()
-    return Response(await request.app.state.join_pages(page), media_type=CONTENT_TYPE_LATEST)
+    return generate_latest(counted.registry).decode()
 
 
 async def alone(page: str) -> str:
