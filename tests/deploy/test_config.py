@@ -9,7 +9,14 @@ from typing import Any
 
 import pytest
 
-from sfumato.deploy.config import actor_resources, engine_config, parse_deployment, read_deployment
+from sfumato.deploy.config import (
+    actor_resources,
+    check_room,
+    engine_config,
+    parse_deployment,
+    read_deployment,
+    reserved,
+)
 from sfumato.errors import ConfigError
 
 MODEL = "sfumato-tiny-sdar"
@@ -112,3 +119,25 @@ def test_the_command_line_does_without_ray() -> None:
         "import sys, sfumato.serve.commands.program as p; p.build_program(); assert 'ray' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_machine_that_is_too_small_is_told_so(tmp_path: Path) -> None:
+    path = tmp_path / "deploy.yaml"
+    path.write_text(
+        """
+models:
+  sfumato-tiny-sdar:
+    replicas: 2
+    threads: 3
+    prefill: {replicas: 3, resources: {cpu: 0.5, custom: {fast: 1}}}
+front: {resources: {cpu: 0.25}}
+""",
+        encoding="utf-8",
+    )
+    needed = reserved(read_deployment(path))
+    assert needed == {"CPU": 0.25 + 2 * 3 + 3 * 0.5, "fast": 3.0}
+    check_room(needed, {"CPU": 8.0, "fast": 3.0})
+    with pytest.raises(ConfigError, match=r"reserves 7\.75 CPU, this machine has 2; say less"):
+        check_room(needed, {"CPU": 2.0, "fast": 3.0})
+    with pytest.raises(ConfigError, match="reserves 3 fast, this machine has 0"):
+        check_room(needed, {"CPU": 8.0})

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from sfumato.deploy.config import PROXIES, read_deployment
+from sfumato.deploy.config import PROXIES, check_room, read_deployment, reserved
 from sfumato.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -57,6 +57,8 @@ def start(deployment: Deployment, address: str | None) -> None:
     try:
         if address is None:
             ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.WARNING)
+            # Nobody adds a node to a cluster of this command: what does not fit would be waited for in vain.
+            check_room(reserved(deployment), ray.cluster_resources())
         else:
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
         start_proxies(deployment)

@@ -231,6 +231,36 @@ def actor_resources(resources: Resources, config: EngineConfig) -> dict[str, Any
     return options
 
 
+def reserved(deployment: Deployment) -> dict[str, float]:
+    """Return what the whole deployment asks Ray for at least, in Ray's names of resources."""
+    total: dict[str, float] = {}
+
+    def add(options: dict[str, Any], count: int) -> None:
+        amounts = {"CPU": options["num_cpus"], "GPU": options["num_gpus"], **options["resources"]}
+        for name, amount in amounts.items():
+            total[name] = total.get(name, 0.0) + count * amount
+
+    front = deployment.front
+    cpus = 1 if front.resources.cpu is None else front.resources.cpu
+    add({"num_cpus": cpus, "num_gpus": 0, "resources": front.resources.custom}, front.replicas)
+    for checkpoint, model in deployment.each().items():
+        config = engine_config(checkpoint, model)
+        add(actor_resources(model.resources, config), model.min_replicas)
+        for pool in model.pools.values():
+            add(actor_resources(pool.resources, config), pool.replicas)
+    return {name: amount for name, amount in total.items() if amount}
+
+
+def check_room(needed: dict[str, float], there: dict[str, float]) -> None:
+    """Raise ConfigError where a cluster that does not grow has less than a deployment reserves."""
+    for name, amount in needed.items():
+        if amount > there.get(name, 0.0):
+            raise ConfigError(
+                f"the deployment reserves {amount:g} {name}, this machine has {there.get(name, 0.0):g}; "
+                "say less under 'resources' of the models and the front, or have fewer replicas"
+            )
+
+
 def _check_model(checkpoint: str, model: Model) -> None:
     where = f"models.{checkpoint}"
     engine_config(checkpoint, model).check()
