@@ -19,7 +19,8 @@ from rich.console import Console
 from rich.table import Table
 
 from sfumato.deploy.placing import Placing
-from sfumato.deploy.ticket import Hints, chain_of
+from sfumato.deploy.ticket import Hints
+from sfumato.engine.routing import chain_of
 from tests.deploy.clusters import Driver, driving
 
 MODEL = "sfumato-tiny-sdar"

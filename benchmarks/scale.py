@@ -24,8 +24,9 @@ from sfumato.core.messages import Usage
 from sfumato.core.plan import Cost, Row, RowKind, StepPlan
 from sfumato.core.request import Missing, Request, Standing
 from sfumato.deploy.placing import Placing
-from sfumato.deploy.ticket import Hints, chain_of
+from sfumato.deploy.ticket import Hints
 from sfumato.engine.limits import Limits
+from sfumato.engine.routing import chain_of
 from sfumato.engine.scheduler import Scheduler
 
 BLOCK = 32

@@ -7,7 +7,8 @@ import random
 from collections import Counter
 
 from sfumato.deploy.placing import Placing
-from sfumato.deploy.ticket import UNIT, Front, Hints, Ticket, chain_of
+from sfumato.deploy.ticket import Front, Hints, Ticket
+from sfumato.engine.routing import UNIT, chain_of
 
 NAMES = ["a", "b", "c", "d"]
 PROMPT = tuple(range(8 * UNIT))

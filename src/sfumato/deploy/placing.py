@@ -12,10 +12,9 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from sfumato.deploy.ticket import UNIT, Hints
+from sfumato.deploy.ticket import Hints
+from sfumato.engine.routing import PROMPT_COST, UNIT
 
-# A prompt's token is fed once, together with many others; one that is generated takes a share of a step.
-_PROMPT_COST = 0.05
 # A prompt that is fed where it was not cached also pushes out what others will have to feed again.
 _FRESH_WEIGHT = 2.0
 # By how much of its cost a request holds up the next one: texts share forwards that are far from full,
@@ -73,7 +72,7 @@ class Placing:
         if hints.group:
             compared.update(dict.fromkeys(name for name in able if hints.group in self._of(name).groups))
         compared.update(dict.fromkeys(self._rng.sample(able, min(2, len(able)))))
-        fresh_cost = hints.cost + _PROMPT_COST * hints.num_prompt_tokens
+        fresh_cost = hints.cost + PROMPT_COST * hints.num_prompt_tokens
         scored = sorted(
             (self._score(name, hints, UNIT * known.get(name, 0), queue_len(name)), number, name)
             for number, name in enumerate(compared)
@@ -92,7 +91,7 @@ class Placing:
             # What other fronts have sent there is known by number alone: it costs as much as this request.
             load += max(0, queue_len - replica.num_open) * hints.cost
         fresh = max(0, hints.num_prompt_tokens - num_cached)
-        cost = hints.cost + _FRESH_WEIGHT * _PROMPT_COST * fresh
+        cost = hints.cost + _FRESH_WEIGHT * PROMPT_COST * fresh
         if hints.group and hints.group in replica.groups:
             cost -= _GROUP_SAVING * hints.cost
         return (_IMAGE_LOAD if hints.group else _TEXT_LOAD) * load + cost
@@ -114,7 +113,7 @@ class Placing:
         """Note that a request was sent to a replica."""
         self.end(request_id)
         replica = self._of(name)
-        cost = hints.cost + _PROMPT_COST * hints.num_prompt_tokens
+        cost = hints.cost + PROMPT_COST * hints.num_prompt_tokens
         replica.cost += cost
         replica.num_open += 1
         if hints.group:

@@ -10,15 +10,16 @@ from collections.abc import Callable, Sequence
 from msgspec.structs import replace
 
 from sfumato.core.messages import Gauges, Submit, Turn
-from sfumato.core.spec import ImageSpec, ScoreSpec, TextSpec
+from sfumato.core.spec import ImageSpec
 from sfumato.core.traits import ModelTraits
 from sfumato.deploy.desk import Desk
 from sfumato.deploy.quarantine import Quarantine
 from sfumato.deploy.running import Call, Patience, Running, Sending
-from sfumato.deploy.ticket import Hints, Ticket, chain_of
+from sfumato.deploy.ticket import Hints, Ticket
 from sfumato.deploy.tracing import Tracer
 from sfumato.engine.client import TurnCallback
 from sfumato.engine.outputs import Outputs
+from sfumato.engine.routing import chain_of, size_of
 from sfumato.engine.wire import EngineInfo
 from sfumato.errors import RequestError
 
@@ -155,15 +156,9 @@ class RemoteEngines:
 
 def hints_of(submission: Submit, info: EngineInfo) -> Hints:
     """Return what a router should know of a request."""
-    match submission.spec:
-        case ScoreSpec() as spec:
-            ids, cost = spec.prompt_ids, float(len(spec.target_ids))
-        case TextSpec() as spec:
-            # What was delivered before is fed as the prompt is.
-            ids = (*spec.prompt_ids, *spec.delivered)
-            cost = float(spec.max_tokens - len(spec.delivered))
-        case ImageSpec() as spec:
-            group = f"{spec.height}x{spec.width}x{spec.num_frames}"
-            return Hints(cost=float(spec.num_inference_steps * spec.num_images), group=group)
+    spec = submission.spec
+    ids, cost = size_of(spec)
+    if isinstance(spec, ImageSpec):
+        return Hints(cost=float(cost), group=f"{spec.height}x{spec.width}x{spec.num_frames}")
     has_cache = isinstance(info.traits, ModelTraits) and info.traits.has_exact_cache
-    return Hints(cost=cost, num_prompt_tokens=len(ids), chain=chain_of(ids) if has_cache else ())
+    return Hints(cost=float(cost), num_prompt_tokens=len(ids), chain=chain_of(ids) if has_cache else ())

@@ -5,11 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-# Tokens that are compared together, as in `engine/routing.py`.
-UNIT = 32
-# Longer prefixes are told apart no further: about sixteen thousand tokens.
-_MAX_UNITS = 512
-
 
 @dataclass(frozen=True, slots=True)
 class Front:
@@ -48,13 +43,3 @@ class Ticket:
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel without the hints: the router has read them."""
         return Ticket, (self.id, self.front, self.trace)
-
-
-def chain_of(token_ids: tuple[int, ...]) -> tuple[int, ...]:
-    """Return a hash of each prefix of whole units."""
-    found, running = [], 0
-    end = min(len(token_ids), UNIT * _MAX_UNITS)
-    for start in range(0, end - UNIT + 1, UNIT):
-        running = hash((running, token_ids[start : start + UNIT]))
-        found.append(running)
-    return tuple(found)

@@ -15,13 +15,12 @@ from msgspec.structs import replace
 
 from sfumato.config import EngineConfig
 from sfumato.core.messages import FinishReason, Gauges, Output, Submit, Turn
-from sfumato.core.spec import ImageSpec, ScoreSpec, TextSpec
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.attempts import Attempts
 from sfumato.engine.client import EngineClient, LoadingCallback, TurnCallback
 from sfumato.engine.outputs import Outputs
 from sfumato.engine.quarantine import Quarantine
-from sfumato.engine.routing import Router
+from sfumato.engine.routing import Router, size_of
 from sfumato.engine.wire import EngineInfo
 from sfumato.errors import EngineDied, RequestError
 
@@ -170,7 +169,7 @@ class Replicas:
 
     def _route(self, found: _Open, submission: Submit) -> int:
         """Return the engine that a request goes to. Raises EngineDied."""
-        prompt_ids, expected = _size(submission)
+        prompt_ids, expected = size_of(submission.spec)
         barred = self._quarantine.taken if found.attempts.is_suspect else ()
         try:
             index = self._router.choose(submission.request_id, prompt_ids, expected, barred=barred)
@@ -285,19 +284,6 @@ class Replicas:
         alive = [gauges for index, gauges in self._gauges.items() if not self.clients[index].is_gone]
         names = Gauges.__struct_fields__
         return Gauges(**{name: sum(getattr(gauges, name) for gauges in alive) for name in names})
-
-
-def _size(submission: Submit) -> tuple[tuple[int, ...], int]:
-    """Return the tokens that a request begins with, and how many it may output."""
-    match submission.spec:
-        case ScoreSpec() as spec:
-            return spec.prompt_ids, len(spec.target_ids)
-        case TextSpec() as spec:
-            known = (*spec.prompt_ids, *spec.delivered)
-            return known, spec.max_tokens - len(spec.delivered)
-        case ImageSpec() as spec:
-            # No two images share a prefix; what they cost goes by their steps.
-            return (), spec.num_inference_steps * spec.num_images
 
 
 def _shares_prefixes(info: EngineInfo) -> bool:

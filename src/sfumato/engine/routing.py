@@ -9,12 +9,16 @@ from collections import OrderedDict
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
+from sfumato.core.spec import ImageSpec, ScoreSpec, Spec, TextSpec
+
 # Tokens that are compared together. Prefixes shorter than that are recomputed soon enough.
-_UNIT = 32
+UNIT = 32
+# Longer prefixes are told apart no further: about sixteen thousand tokens.
+_MAX_UNITS = 512
 # Remembered prefixes per replica, least recently used ones go first: about two million tokens.
 _MAX_PREFIXES = 65_536
 # A prompt's token is fed once, together with many others; one that is generated takes a share of a step.
-_PROMPT_COST = 0.05
+PROMPT_COST = 0.05
 
 
 @dataclass(slots=True)
@@ -45,13 +49,13 @@ class Router:
 
         Raises LookupError if none is left.
         """
-        chain = _chain(prompt_ids) if self._shares_prefixes else []
+        chain = chain_of(prompt_ids) if self._shares_prefixes else ()
         best: tuple[float, int, int] | None = None
         for index, replica in enumerate(self._replicas):
             if not replica.is_alive or index in barred:
                 continue
-            fresh = len(prompt_ids) - _UNIT * _num_known(replica, chain)
-            cost = max_tokens + _PROMPT_COST * fresh
+            fresh = len(prompt_ids) - UNIT * _num_known(replica, chain)
+            cost = max_tokens + PROMPT_COST * fresh
             # Among equals, in turn.
             turn = (index - self._next) % len(self._replicas)
             rank = (replica.load + cost, turn, index)
@@ -81,13 +85,27 @@ class Router:
         return self._replicas[index].load
 
 
-def _chain(token_ids: Sequence[int]) -> list[int]:
+def chain_of(token_ids: Sequence[int]) -> tuple[int, ...]:
     """Return a hash of each prefix of whole units."""
     found, running = [], 0
-    for start in range(0, len(token_ids) - _UNIT + 1, _UNIT):
-        running = hash((running, tuple(token_ids[start : start + _UNIT])))
+    end = min(len(token_ids), UNIT * _MAX_UNITS)
+    for start in range(0, end - UNIT + 1, UNIT):
+        running = hash((running, tuple(token_ids[start : start + UNIT])))
         found.append(running)
-    return found
+    return tuple(found)
+
+
+def size_of(spec: Spec) -> tuple[tuple[int, ...], int]:
+    """Return the tokens that a request begins with, and how many it may output; of images, their steps."""
+    match spec:
+        case ScoreSpec():
+            return spec.prompt_ids, len(spec.target_ids)
+        case TextSpec():
+            # What was delivered before is fed as the prompt is.
+            return (*spec.prompt_ids, *spec.delivered), spec.max_tokens - len(spec.delivered)
+        case ImageSpec():
+            # No two images share a prefix.
+            return (), spec.num_inference_steps * spec.num_images
 
 
 def _num_known(replica: _Replica, chain: Sequence[int]) -> int:
