@@ -19,6 +19,7 @@ WEATHER = {
     "required": ["city", "days"],
     "additionalProperties": False,
 }
+UNKNOWN = {"type": "object", "properties": {"a": {"type": "array", "uniqueItems": True}}}
 CLOCK = {"type": "object", "properties": {}, "additionalProperties": False}
 TOOLS: list[Any] = [
     {"type": "function", "function": {"name": "weather", "description": "of a city", "parameters": WEATHER}},
@@ -111,6 +112,11 @@ def test_a_conversation_with_a_call_and_its_result_goes_on(client: OpenAI) -> No
         ({"messages": [{"role": "user", "content": "x", "tool_calls": [CALL]}]}, "messages[0]", "assistant"),
         ({"tools": [{"type": "function", "function": {"name": "a b"}}]}, "tools[0].function.name", "pattern"),
         ({"tools": [{"type": "web_search"}]}, "tools[0].type", "function"),
+        (
+            {"tools": [{"type": "function", "function": {"name": "f", "parameters": UNKNOWN}}]},
+            "tools",
+            "tools: the schema keyword 'uniqueItems' is not supported",
+        ),
     ],
 )
 def test_what_is_refused(client: OpenAI, fields: dict[str, Any], param: str, message: str) -> None:

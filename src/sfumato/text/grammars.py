@@ -56,7 +56,7 @@ def compiled(grammar: Grammar) -> str:
     is_wrong, messages = LLMatcher.validate_grammar_with_warnings(made, None)
     if is_wrong:
         reason = _reason(messages[0] if messages else "it cannot be compiled")
-        unknown = re.match(r"Unimplemented keys: (\[.*\])", reason)
+        unknown = re.search(r"Unimplemented keys: (\[.*?\])", reason)
         if unknown:
             names = ", ".join(map(repr, json.loads(unknown[1])))
             raise NotSupported(
