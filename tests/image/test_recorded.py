@@ -16,8 +16,7 @@ def drawn(loaded: LoadedPipeline, graphs: str) -> tuple[list[list[bytes]], Recor
     engine = start(loaded, graphs=graphs)
     specs = [spec_for(loaded, num_inference_steps=4 + number, seed=number) for number in range(2)]
     found = [pixels(outputs) for outputs in run(engine, specs)]
-    runner = engine.loop.lanes[1].runner
-    assert isinstance(runner, DenoiseRunner)
+    (runner,) = (lane.runner for lane in engine.loop.lanes if isinstance(lane.runner, DenoiseRunner))
     engine.close()
     return found, runner.forwards
 

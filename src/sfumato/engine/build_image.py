@@ -156,8 +156,18 @@ def build_image_loop(
             recorder=recorder,
         )
 
+    # The stages come first, so that what they make takes a step in the same turn.
     lanes = (
         lane(EncodeRunner(family, recorder=recorder), RowKind.ENCODE, 1),
+        lane(
+            DecodeRunner(
+                family,
+                together_pixels=0 if config.deterministic_rows is not None else _SHORT_PIXELS,
+                recorder=recorder,
+            ),
+            RowKind.DECODE,
+            1,
+        ),
         lane(
             DenoiseRunner(
                 family,
@@ -168,7 +178,6 @@ def build_image_loop(
             RowKind.DENOISE,
             int(config.overlap in ("on", "device")),
         ),
-        lane(DecodeRunner(family, recorder=recorder), RowKind.DECODE, 1),
     )
 
     def gauges(live: dict[str, Request]) -> Gauges:

@@ -103,29 +103,43 @@ class EngineLoop:
             self.accept(message)
         started = time.perf_counter()
         self._expire()
+        self._is_stuck = self.handover.wait_seconds() is not None
         for lane in self.lanes:
-            if lane.is_full:
-                continue
-            plan = lane.sync.agree(
-                StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live, lane.kinds),
-                num_arrived=self._arrivals(),
-                is_leaving=self._is_draining and not self.live,
-            )
-            self._is_stuck = not (plan.forward or lane.is_busy) and self.handover.wait_seconds() is not None
-            if plan.forward:
-                self._note_start(plan)
-                lane.launch(plan, self.live)
+            if not lane.is_full:
+                self._launch(lane)
+            self._is_stuck = self._is_stuck and not lane.is_busy
+            if lane.is_beside:
+                # What a stage has made by now takes its step in this turn, and pictures do not wait for that.
+                for finished in lane.collect():
+                    started = self._conclude(lane, finished, started)
+                if self._outputs:
+                    self.flush()
         for lane, finished in self.collect():
-            self.apply(finished)
-            if finished.result.rows:
-                self.scheduler.note_step(finished.plan, finished.step_seconds)
-            started = self._count(lane, finished, started)
+            started = self._conclude(lane, finished, started)
         self.handover.send(self.leaving(), self)
         if self._is_draining and not self.live and all(lane.sync.may_leave for lane in self.lanes):
             self.is_alive = False
         if not self.is_alive:
             self._settle()
         self.flush()
+
+    def _launch(self, lane: Lane) -> None:
+        """Launch what is planned on a lane, or what peers need."""
+        plan = lane.sync.agree(
+            StepPlan(launch_id=-1) if self.is_paused else self.scheduler.plan(self.live, lane.kinds),
+            num_arrived=self._arrivals(),
+            is_leaving=self._is_draining and not self.live,
+        )
+        if plan.forward:
+            self._note_start(plan)
+            lane.launch(plan, self.live)
+
+    def _conclude(self, lane: Lane, finished: Finished, since: float) -> float:
+        """Apply and count a launch that has ended; since and return: see `_count`."""
+        self.apply(finished)
+        if finished.result.rows:
+            self.scheduler.note_step(finished.plan, finished.step_seconds)
+        return self._count(lane, finished, since)
 
     def _arrivals(self) -> int:
         """Return how many requests have come with their keys and values since the last turn."""

@@ -10,10 +10,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from torch import Tensor
 
-from sfumato.core.plan import RowResult, StepPlan, StepResult
+from sfumato.core.plan import Row, RowResult, StepPlan, StepResult
 from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request
+from sfumato.core.spec import ImageSpec
 from sfumato.image.denoise import Part, answers, step
 from sfumato.image.families.protocol import Family
 from sfumato.image.recorded import RecordedForwards
@@ -141,10 +143,15 @@ class DenoiseRunner:
 
 
 class DecodeRunner:
-    """Decodes finished latents and previews; large pictures in tiles."""
+    """Decodes finished latents and previews; large pictures in tiles.
 
-    def __init__(self, family: Family, *, recorder: Recorder = UNRECORDED) -> None:
+    together_pixels: pictures of one size, so many pixels in all, share a call of the VAE; 0: each has its
+    own, and not a bit of it depends on what is decoded beside it.
+    """
+
+    def __init__(self, family: Family, *, together_pixels: int = 0, recorder: Recorder = UNRECORDED) -> None:
         self._family = family
+        self._together_pixels = together_pixels
         self._recorder = recorder
         self._vae = family.pipeline.vae
         self._tiled: Any = None
@@ -155,24 +162,41 @@ class DecodeRunner:
 
     @torch.no_grad()
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
-        """Decode the plan's requests, one after another."""
+        """Decode the plan's requests, those of one size together."""
         started = time.perf_counter()
-        results = []
+        groups: dict[tuple[int, ...], list[tuple[Row, Tensor, ImageSpec]]] = {}
         for row in plan.rows:
             state = _state(live[row.request_id])
             latents = state.estimate if row.branch == PREVIEW else state.latents
             assert latents is not None
-            is_large = state.spec.height * state.spec.width > _TILED_PIXELS
-            # Some VAEs keep what they have seen of a video on themselves: each decoding has its own copy; the
-            # weights are the same.
-            vae = copy.copy(self._tiled if is_large and self._tiled is not None else self._vae)
-            try:
-                with self._recorder.region("decode"):
-                    images = decode(self._family, latents.to(self._family.device), state.spec, vae)
-                results.append(RowResult(row=row, outcome=Decoded(images, is_preview=row.branch == PREVIEW)))
-            except Exception as error:
-                results.append(RowResult(row=row, error=_named("decoding", error)))
+            size = (state.spec.num_frames, state.spec.height, state.spec.width, *latents.shape[1:])
+            groups.setdefault(size, []).append((row, latents, state.spec))
+        results = [result for group in groups.values() for result in self._decoded(group)]
         return _result(plan, results, time.perf_counter() - started)
+
+    def _decoded(self, group: list[tuple[Row, Tensor, ImageSpec]]) -> list[RowResult]:
+        """Return the pictures of a group; where the joint call raises, each is decoded alone."""
+        spec = group[0][2]
+        pixels = spec.num_frames * spec.height * spec.width
+        is_large = spec.height * spec.width > _TILED_PIXELS
+        # Some VAEs keep what they have seen of a video on themselves: each decoding has its own copy; the
+        # weights are the same.
+        vae = copy.copy(self._tiled if is_large and self._tiled is not None else self._vae)
+        try:
+            with self._recorder.region("decode"):
+                latents = torch.cat([latents for _, latents, _ in group]).to(self._family.device)
+                images = decode(
+                    self._family, latents, spec, vae, num_together=max(1, self._together_pixels // pixels)
+                )
+        except Exception as error:
+            if len(group) == 1:
+                return [RowResult(row=group[0][0], error=_named("decoding", error))]
+            return [result for one in group for result in self._decoded([one])]
+        shares = torch.split(images, [len(latents) for _, latents, _ in group])
+        return [
+            RowResult(row=row, outcome=Decoded(share, is_preview=row.branch == PREVIEW))
+            for (row, _, _), share in zip(group, shares, strict=True)
+        ]
 
 
 def _result(plan: StepPlan, results: list[RowResult], seconds: float) -> StepResult:

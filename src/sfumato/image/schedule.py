@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import inspect
+from collections.abc import Callable
+from functools import cache
 from importlib.util import find_spec
 from typing import Any
 
@@ -90,7 +92,7 @@ def clone(template: Any, spec: ImageSpec) -> Any:
 
 def check_eta(scheduler: Any, spec: ImageSpec) -> None:
     """Raise NotSupported for a share of noise that this class's steps do not take."""
-    if spec.eta and "eta" not in inspect.signature(scheduler.step).parameters:
+    if spec.eta and "eta" not in _parameters(type(scheduler).step):
         raise NotSupported(
             f"eta is not known to {type(scheduler).__name__}; DDIMScheduler, for instance, takes it",
             field="eta",
@@ -159,6 +161,12 @@ def start_at(scheduler: Any, spec: ImageSpec) -> Any:
 
 def step_arguments(scheduler: Any, *, eta: float, generator: Any) -> dict[str, Any]:
     """Return what this class's `step` takes beyond the sample: whatever draws, draws from the request."""
-    known = inspect.signature(scheduler.step).parameters
+    known = _parameters(type(scheduler).step)
     given = {"eta": eta, "generator": generator}
     return {name: value for name, value in given.items() if name in known}
+
+
+@cache
+def _parameters(function: Callable[..., Any]) -> frozenset[str]:
+    """Return what a class's function takes; to read that takes a good part of a tiny pipeline's step."""
+    return frozenset(inspect.signature(function).parameters)

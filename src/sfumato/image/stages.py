@@ -96,7 +96,7 @@ def _initial_sigma(scheduler: Any) -> Any:
     return getattr(scheduler, "init_noise_sigma", 1.0)
 
 
-def decode(family: Family, latents: Tensor, spec: ImageSpec, vae: Any) -> Tensor:
-    """Return f32[N, F, 3, H, W] in 0..1; one image after another, so that memory does not grow with N."""
+def decode(family: Family, latents: Tensor, spec: ImageSpec, vae: Any, *, num_together: int = 1) -> Tensor:
+    """Return f32[N, F, 3, H, W] in 0..1; so many images at once, so that memory does not grow with N."""
     shaped = family.unpack(latents, spec)
-    return torch.cat([family.decode(vae, shaped[index : index + 1]) for index in range(len(shaped))]).cpu()
+    return torch.cat([family.decode(vae, some) for some in torch.split(shaped, num_together)]).cpu()

@@ -66,6 +66,11 @@ class Family(ABC):
         """Return where the denoiser lies."""
         return self.denoiser.device  # type: ignore[no-any-return]
 
+    @cached_property
+    def vae_dtype(self) -> torch.dtype:
+        """Return the dtype of the VAE's weights."""
+        return self.pipeline.vae.dtype  # type: ignore[no-any-return]
+
     def with_own_tokenizers(self) -> Family:
         """Return the same with tokenizers that nobody else uses: they keep what they were last asked for."""
         pipeline = copy.copy(self.pipeline)
@@ -227,10 +232,10 @@ class Family(ABC):
     # Pictures.
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        """Return f32[1, F, 3, H, W] in 0..1 of one image's latents as `unpack` gave them."""
+        """Return f32[N, F, 3, H, W] in 0..1 of images' latents as `unpack` gave them."""
         config = vae.config
         latents = latents / config.scaling_factor + (getattr(config, "shift_factor", None) or 0.0)
-        return pictures(vae.decode(latents.to(vae.dtype), return_dict=False)[0])
+        return pictures(vae.decode(latents.to(self.vae_dtype), return_dict=False)[0])
 
 
 def scaled(state: ImageState) -> Tensor:

@@ -73,7 +73,7 @@ class QwenImage(Packed):
         return kept
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        return pictures(vae.decode(whitened(vae, latents).to(vae.dtype), return_dict=False)[0][:, :, 0])
+        return pictures(vae.decode(whitened(vae, latents).to(self.vae_dtype), return_dict=False)[0][:, :, 0])
 
 
 def padded(texts: Sequence[Tensor]) -> tuple[Tensor, Tensor | None]:

@@ -122,6 +122,6 @@ class Wan(Family):
         return outputs[UNCOND] + scale * (outputs[COND] - outputs[UNCOND])
 
     def decode(self, vae: Any, latents: Tensor) -> Tensor:
-        video = vae.decode(whitened(vae, latents).to(vae.dtype), return_dict=False)[0]
+        video = vae.decode(whitened(vae, latents).to(self.vae_dtype), return_dict=False)[0]
         shown: Tensor = (video.float() / 2 + 0.5).clamp(0, 1)
         return shown.permute(0, 2, 1, 3, 4)
