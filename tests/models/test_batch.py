@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
-from sfumato.models.attention import attend
+from sfumato.models.attention import attend, sdpa, sdpa_pieces
 from sfumato.models.batch import AttentionGroup, Batch, KVStore, Segment, group_segments
 
 HEADS, KV_HEADS, WIDTH, SLOTS = 4, 2, 8, 40
@@ -55,8 +57,10 @@ SEGMENTS = {
 }
 
 
+# So many bytes of keys make every row worth a call of its own, or none.
+@pytest.mark.parametrize("slot_bytes", [0, 1 << 30])
 @pytest.mark.parametrize("name", SEGMENTS)
-def test_a_query_sees_exactly_its_keys(name: str) -> None:
+def test_a_query_sees_exactly_its_keys(name: str, slot_bytes: int) -> None:
     segments = SEGMENTS[name]
     num_tokens = sum(segment.length for segment in segments)
     store = KVStore((draw(SLOTS, KV_HEADS, WIDTH),), (draw(SLOTS, KV_HEADS, WIDTH) + 1,))
@@ -65,7 +69,7 @@ def test_a_query_sees_exactly_its_keys(name: str) -> None:
         token_ids=torch.zeros(num_tokens, dtype=torch.long),
         positions=torch.arange(num_tokens),
         groups=(),
-        windowed=group_segments(segments, "cpu"),
+        windowed=group_segments(segments, "cpu", slot_bytes=slot_bytes),
         store=store,
     )
     found = attend(query, unused, unused, batch, 0, windowed=True, scale=0.7)
@@ -90,6 +94,35 @@ def test_rows_of_equal_windows_share_a_call() -> None:
         Segment(2, 2, torch.arange(20, 30), None, torch.full((2,), 6)),
     ]
     assert only(group_segments(segments, "cpu")).num_rows == 2
+
+
+def test_many_keys_are_seen_where_they_lie() -> None:
+    scattered = Segment(0, 2, torch.cat([torch.arange(4, 14), torch.arange(20, 24), torch.arange(2)]), None)
+    together = Segment(2, 2, torch.arange(10, 26), None)
+    masked = Segment(4, 2, torch.arange(10, 26), torch.tensor([12, 16]))
+    both = replace(scattered, start=6, visible_end=torch.tensor([12, 16]))
+    slot_bytes = (2 << 20) // 16
+    groups = group_segments([scattered, together, masked, both], "cpu", slot_bytes=slot_bytes)
+    assert [group.keys for group in groups[:3]] == [
+        (slice(4, 14), slice(20, 24), slice(0, 2)),
+        slice(10, 26),
+        slice(10, 26),
+    ]
+    # What is masked and lies apart is copied, and so is what has too little in each piece.
+    assert isinstance(groups[3].keys, Tensor)
+    assert isinstance(only(group_segments([scattered], "cpu", slot_bytes=slot_bytes - 1)).keys, Tensor)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_pieces_weigh_what_they_hold(dtype: torch.dtype) -> None:
+    keys, values = (draw(SLOTS, KV_HEADS, WIDTH).to(dtype) * scale for scale in (4, 1))
+    query = draw(3, HEADS, WIDTH).to(dtype)
+    pieces = [slice(0, 1), slice(5, 30), slice(33, 40)]
+    found = sdpa_pieces(query, [(keys[piece], values[piece]) for piece in pieces], scale=0.7)
+    at = torch.cat([torch.arange(SLOTS)[piece] for piece in pieces])
+    expected = sdpa(query, keys[at], values[at], num_rows=1, mask=None, scale=0.7)
+    exactness = 1e-5 if dtype is torch.float32 else 2e-2
+    torch.testing.assert_close(found, expected, atol=exactness, rtol=exactness)
 
 
 def test_sliding_layers_need_groups_of_their_own() -> None:

@@ -59,14 +59,15 @@ class PagePool:
         self.page_size = page_size
         self._leases = [0] * num_pages
         self._is_kept = [False] * num_pages
-        # A stack with the lowest page on top: consecutive pages need no gather.
-        self._free = list(range(num_pages - 1, -1, -1))
+        # One byte a page, so that a run of free ones is found by a search for bytes.
+        self._is_free = bytearray(b"\x01" * num_pages)
+        self._num_free = num_pages
         self._num_cached = 0
 
     @property
     def num_free(self) -> int:
         """Return how many pages nobody leases and the tree does not keep."""
-        return len(self._free)
+        return self._num_free
 
     @property
     def num_cached(self) -> int:
@@ -99,12 +100,38 @@ class PagePool:
         """Add free pages to a lease. Raises EngineError if there are too few; ask `num_free` first."""
         if lease.is_released:
             raise EngineError(f"the lease of {lease.owner} was released already")
-        if num_pages > len(self._free):
-            raise EngineError(f"{lease.owner} wants {num_pages} pages, {len(self._free)} are free")
-        for _ in range(num_pages):
-            page = self._free.pop()
-            self._leases[page] = 1
-            lease.pages.append(page)
+        if num_pages > self._num_free:
+            raise EngineError(f"{lease.owner} wants {num_pages} pages, {self._num_free} are free")
+        while num_pages:
+            first, count = self._run(lease, num_pages)
+            pages = range(first, first + count)
+            self._is_free[first : first + count] = bytes(count)
+            for page in pages:
+                self._leases[page] = 1
+            lease.pages += pages
+            self._num_free -= count
+            num_pages -= count
+
+    def _run(self, lease: PageLease, num_pages: int) -> tuple[int, int]:
+        """Return the first of consecutive free pages, and how many: those together are read without a copy.
+
+        Behind what the lease holds, if possible; else where there is as much room before and behind, so that
+        it and its neighbour can grow; low places first, so that little memory is touched.
+        """
+        free = self._is_free
+        if lease.pages:
+            first = lease.pages[-1] + 1
+            stop = free.find(0, first, first + num_pages)
+            count = (min(first + num_pages, self.num_pages) if stop < 0 else stop) - first
+            if count > 0:
+                return first, count
+        at = free.find(b"\x01" * (3 * num_pages))
+        if at >= 0:
+            return (at + num_pages if at else 0), num_pages
+        count = num_pages
+        while (at := free.find(b"\x01" * count)) < 0:
+            count = -(-count // 2)
+        return at, count
 
     def release(self, lease: PageLease) -> None:
         """Give every page of a lease back. Raises EngineError on a second call."""
@@ -140,7 +167,13 @@ class PagePool:
             if self._is_kept[page]:
                 self._num_cached += 1
             else:
-                self._free.append(page)
+                self._set_free(page)
+
+    def _set_free(self, page: int) -> None:
+        if self._is_free[page]:
+            raise EngineError(f"page {page} is free twice")
+        self._is_free[page] = 1
+        self._num_free += 1
 
     def keep(self, page: int) -> None:
         """Note that the prefix tree holds this leased page."""
@@ -155,7 +188,7 @@ class PagePool:
         self._is_kept[page] = False
         if not self._leases[page]:
             self._num_cached -= 1
-            self._free.append(page)
+            self._set_free(page)
 
     def is_leased(self, page: int) -> bool:
         """Return whether a request holds this page."""
@@ -165,10 +198,13 @@ class PagePool:
         """Recount everything. Raises EngineError where a count is off."""
         cached = sum(kept and not count for kept, count in zip(self._is_kept, self._leases, strict=True))
         leased = sum(count > 0 for count in self._leases)
-        free = len(self._free)
-        if len(set(self._free)) != free:
-            raise EngineError("a page is free twice")
-        if any(self._leases[page] or self._is_kept[page] for page in self._free):
+        free = self._num_free
+        if self._is_free.count(1) != free:
+            raise EngineError(f"{self._is_free.count(1)} pages are marked as free, {free} were counted")
+        if any(
+            is_free and (self._leases[page] or self._is_kept[page])
+            for page, is_free in enumerate(self._is_free)
+        ):
             raise EngineError("a page is free and in use")
         if cached != self._num_cached or free + leased + cached != self.num_pages:
             raise EngineError(f"free {free} + leased {leased} + cached {cached} != {self.num_pages} pages")

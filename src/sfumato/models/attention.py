@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -76,6 +78,8 @@ def _attend_group(
     if group.from_pool:
         assert batch.store is not None
         key, value = batch.store.keys[layer], batch.store.values[layer]
+    if isinstance(group.keys, tuple):
+        return sdpa_pieces(query, [(key[piece], value[piece]) for piece in group.keys], scale=scale)
     key, value = key[group.keys], value[group.keys]
     return sdpa(query, key, value, num_rows=group.num_rows, mask=group.mask, scale=scale)
 
@@ -94,16 +98,53 @@ def sdpa(
     query: [R * Q, H, D]; key, value: [R * T, K, D]; mask: bool[R, 1, Q, T] or None. Returns [R * Q, H, D].
     Query heads that share a key head are stacked along the query axis, so that no key is repeated.
     """
-    heads, width = query.shape[1], query.shape[2]
     kv_heads = key.shape[1]
-    shared = heads // kv_heads
-    num_queries = query.shape[0] // num_rows
-    grouped = query.view(num_rows, num_queries, kv_heads, shared, width)
-    grouped = grouped.permute(0, 2, 3, 1, 4).reshape(num_rows, kv_heads, shared * num_queries, width)
-    key = key.view(num_rows, -1, kv_heads, width).transpose(1, 2)
-    value = value.view(num_rows, -1, kv_heads, width).transpose(1, 2)
+    shared = query.shape[1] // kv_heads
+    grouped = _stacked(query, kv_heads, num_rows)
+    key, value = _by_head(key, num_rows), _by_head(value, num_rows)
     if mask is not None and shared > 1:
         mask = mask.repeat(1, 1, shared, 1)
     result = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
-    result = result.view(num_rows, kv_heads, shared, num_queries, width).permute(0, 3, 1, 2, 4)
-    return result.reshape(num_rows * num_queries, heads, width)
+    return _unstacked(result, shared)
+
+
+def sdpa_pieces(
+    query: Tensor, pieces: Sequence[tuple[Tensor, Tensor]], *, scale: float | None = None
+) -> Tensor:
+    """Compute attention of one row to keys and values that lie apart, each [T, K, D]; a CPU's.
+
+    query: [Q, H, D]. Returns [Q, H, D], the pieces' answers weighed by their masses (arXiv:2205.14135,
+    section 3.1): as if the keys lay together, but for rounding.
+    """
+    kv_heads = pieces[0][0].shape[1]
+    grouped = _stacked(query, kv_heads, 1)
+    # Private to torch: the public function does not return the masses.
+    attend_piece = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    total, mass = grouped.new_zeros(()), None
+    for key, value in pieces:
+        answer, more = attend_piece(grouped, _by_head(key, 1), _by_head(value, 1), scale=scale)
+        if mass is None:
+            total, mass = answer.float(), more
+        else:
+            mass = torch.logaddexp(mass, more)
+            total.lerp_(answer.float(), (more - mass).exp_().unsqueeze(-1))
+    return _unstacked(total.to(query.dtype), query.shape[1] // kv_heads)
+
+
+def _stacked(query: Tensor, kv_heads: int, num_rows: int) -> Tensor:
+    """Return [R * Q, H, D] as [R, K, (H / K) * Q, D]."""
+    heads, width = query.shape[1:]
+    grouped = query.view(num_rows, -1, kv_heads, heads // kv_heads, width).permute(0, 2, 3, 1, 4)
+    return grouped.reshape(num_rows, kv_heads, -1, width)
+
+
+def _unstacked(attended: Tensor, shared: int) -> Tensor:
+    """Return [R, K, S * Q, D] as [R * Q, K * S, D]."""
+    num_rows, kv_heads, _, width = attended.shape
+    apart = attended.view(num_rows, kv_heads, shared, -1, width).permute(0, 3, 1, 2, 4)
+    return apart.reshape(-1, kv_heads * shared, width)
+
+
+def _by_head(keys: Tensor, num_rows: int) -> Tensor:
+    """Return [R * T, K, D] as [R, K, T, D]."""
+    return keys.view(num_rows, -1, *keys.shape[1:]).transpose(1, 2)

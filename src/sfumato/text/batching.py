@@ -66,10 +66,12 @@ def make_batch(
         if traits.window is not None:
             windowed.append(replace(segment, visible_start=torch.from_numpy(visible_start(item, traits))))
         total += length
+    # On a GPU rows of one batch are one call, not one after another.
+    slot_bytes = store.slot_bytes if store is not None and not store.keys[0].is_cuda else 0
     return Batch(
         token_ids=_tensor([item.token_ids for item in fed], device),
         positions=_tensor([np.arange(item.row.start, item.row.end) for item in fed], device),
-        groups=group_segments(segments, device),
+        groups=group_segments(segments, device, slot_bytes=slot_bytes),
         windowed=group_segments(windowed, device) if windowed else (),
         store=store if write_slots else None,
         write_slots=_tensor(write_slots, device) if write_slots else None,
