@@ -13,7 +13,7 @@ from sfumato.engine.limits import Limits
 from sfumato.models.decoder import Decoder, DecoderShape
 from sfumato.models.folder import Folder
 from sfumato.models.int8 import quantized_weight
-from sfumato.models.layers import has_bfloat16
+from sfumato.models.packed import has_bfloat16
 
 # Hidden 768, 12 layers, vocabulary 32000: 148 million parameters.
 SHAPE = DecoderShape(

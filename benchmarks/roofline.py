@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sfumato.models.batch import Batch
 from sfumato.models.decoder import Decoder
-from sfumato.models.layers import pack_weight, packed_linear
+from sfumato.models.packed import pack_blocked, pack_weight
 
 # Products that no forward of a benchmark exceeds: rows, inputs, outputs.
 _PRODUCTS = ((256, 768, 5120), (512, 768, 5120), (512, 2560, 2560), (1024, 2048, 2048))
@@ -38,13 +38,13 @@ def measured(dtype: torch.dtype, num_threads: int) -> Machine:
     rates = []
     for rows, inputs, outputs in _PRODUCTS:
         x, weight = torch.randn(rows, inputs, dtype=dtype), torch.randn(outputs, inputs, dtype=dtype)
-        packed = pack_weight(weight)
-        multiply: Callable[[], Any] = (
-            (lambda x=x, weight=weight: x @ weight.T)  # type: ignore[misc]
-            if packed is None
-            else (lambda x=x, packed=packed: packed_linear(x, packed, None))
-        )
-        rates.append(2 * rows * inputs * outputs / _best(multiply))
+        for packed in (pack_weight(weight), pack_blocked(weight)):
+            multiply: Callable[[], Any] = (
+                (lambda x=x, weight=weight: x @ weight.T)  # type: ignore[misc]
+                if packed is None
+                else (lambda x=x, packed=packed: packed(x, None))
+            )
+            rates.append(2 * rows * inputs * outputs / _best(multiply))
     source = torch.zeros(_COPY_BYTES, dtype=torch.uint8)
     target = torch.empty_like(source)
     return Machine(max(rates), 2 * _COPY_BYTES / _best(lambda: target.copy_(source)))

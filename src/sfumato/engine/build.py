@@ -34,7 +34,7 @@ from sfumato.models.folder import Folder, read_folder
 from sfumato.models.fp8 import has_fp8
 from sfumato.models.graphs import Graphs
 from sfumato.models.language_model import LanguageModel
-from sfumato.models.layers import has_bfloat16
+from sfumato.models.packed import has_bfloat16
 from sfumato.models.weights import (
     ProgressCallback,
     build_on_meta,

@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from sfumato.models.int8 import Int8Linear
 from sfumato.models.kernels import run_on
-from sfumato.models.layers import GatedMLP, Packable, gated, pack_weight, packed_linear
+from sfumato.models.layers import GatedMLP, Packable, gated
+from sfumato.models.packed import BlockedWeight, pack_blocked
 from sfumato.models.split import Cut, Meeting, Ranks, span_of
 
 # From so many rows of each expert on, torch's grouped product keeps a GPU as busy as a kernel of ours.
@@ -44,7 +45,7 @@ class Experts(Packable, Meeting):
         self.first = 0
         self.ranks: Ranks | None = None
         self.activation = activation
-        self.packed: list[tuple[Tensor, Tensor]] = []
+        self.packed: list[tuple[BlockedWeight, BlockedWeight]] = []
         self.int8: list[tuple[Int8Linear, Int8Linear]] = []
 
     def quantize(self, kind: torch.dtype) -> None:
@@ -66,7 +67,7 @@ class Experts(Packable, Meeting):
             self._drop_plain()
             return
         for gate_up, down in zip(self.gate_up, self.down, strict=True):
-            packed_gate_up, packed_down = pack_weight(gate_up), pack_weight(down)
+            packed_gate_up, packed_down = pack_blocked(gate_up), pack_blocked(down)
             if packed_gate_up is None or packed_down is None:
                 self.packed = []
                 return
@@ -155,14 +156,14 @@ class Experts(Packable, Meeting):
         if self.int8:
             return self.int8[expert][0](rows)
         if self.packed:
-            return packed_linear(rows, self.packed[expert][0], None)
+            return self.packed[expert][0](rows, None)
         return F.linear(rows, self.gate_up[expert])
 
     def _narrow(self, rows: Tensor, expert: int) -> Tensor:
         if self.int8:
             return self.int8[expert][1](rows)
         if self.packed:
-            return packed_linear(rows, self.packed[expert][1], None)
+            return self.packed[expert][1](rows, None)
         return F.linear(rows, self.down[expert])
 
 

@@ -22,11 +22,10 @@ from sfumato.models.layers import (
     RMSNorm,
     Rotary,
     gelu_tanh,
-    pack_weight,
-    packed_linear,
     rms_norm_plain,
     turned,
 )
+from sfumato.models.packed import BlockedWeight, pack_blocked
 from sfumato.models.routing import SoftmaxRouter
 from sfumato.models.split import Divisible, HeadSpans, Ranks
 
@@ -188,12 +187,12 @@ class GemmaDecoder(LanguageModel):
         self.layers = nn.ModuleList(GemmaLayer(shape, index) for index in range(shape.num_layers))
         self.norm = RMSNorm(shape.width, shape.norm_eps, wide=True)
         self.rotaries = {layer: _rotary(shape, layer) for layer in set(shape.layers)}
-        self._packed_embedding: Tensor | None = None
+        self._packed_embedding: BlockedWeight | None = None
 
     def pack(self) -> None:
         """Pack the weights, and the embedding once more as a matrix: it is also multiplied with."""
         super().pack()
-        self._packed_embedding = pack_weight(self.embedding.T.contiguous())
+        self._packed_embedding = pack_blocked(self.embedding.T.contiguous())
 
     @property
     def embedding_scale(self) -> float:
@@ -236,7 +235,7 @@ class GemmaDecoder(LanguageModel):
         """Return the expected embedding [M, width] under probabilities [M, V]."""
         if self._packed_embedding is None:
             return super().soft_embedding(probabilities)
-        part = packed_linear(self.own_part(probabilities).to(self.dtype), self._packed_embedding, None)
+        part = self._packed_embedding(self.own_part(probabilities).to(self.dtype), None)
         return self.summed(part) * self.embedding_scale
 
     def head(self, hidden: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sfumato.models.fp8 import FP8, Fp8Linear
 from sfumato.models.int8 import Int8Linear
 from sfumato.models.kernels import run_on
+from sfumato.models.packed import PackedWeight, pack_weight
 from sfumato.models.split import Cut, Divisible, HeadSpans, Meeting, Ranks, span_of
 
 
@@ -50,7 +51,7 @@ class Linear(Packable):
         super().__init__()
         self.weight = nn.Parameter(torch.empty(out_features, in_features), requires_grad=False)
         self.bias = nn.Parameter(torch.empty(out_features), requires_grad=False) if bias else None
-        self.packed: Tensor | None = None
+        self.packed: PackedWeight | None = None
         self.narrow: Int8Linear | Fp8Linear | None = None
         self.bias_is_apart = False
 
@@ -74,7 +75,7 @@ class Linear(Packable):
         self.quantize_weight("weight", kind)
 
     def pack(self) -> None:
-        """Reorder the weight for oneDNN and drop the plain copy; elsewhere only narrow ones are handed on."""
+        """Lay the weight out for a CPU and drop the plain copy; elsewhere only narrow ones are handed on."""
         if self.weight.dtype is torch.int8:
             self.narrow = Int8Linear(self.weight, self.get_parameter("weight_scale"))
         elif self.weight.dtype is FP8:
@@ -89,38 +90,8 @@ class Linear(Packable):
         if self.narrow is not None:
             return self.narrow(x, bias)
         if self.packed is not None:
-            return packed_linear(x, self.packed, bias)
+            return self.packed(x, bias)
         return F.linear(x, self.weight, bias)
-
-
-def has_bfloat16() -> bool:
-    """Whether this CPU multiplies bfloat16 itself; imitating it takes three times as long as float32."""
-    return torch.backends.mkldnn.is_available() and bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
-
-
-def pack_weight(weight: Tensor) -> Tensor | None:
-    """Return the weight in oneDNN's blocked layout, or None where that is not available.
-
-    The operators are private to torch; this function and its two neighbours are the only users.
-    """
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
-        return None
-    if weight.dtype not in (torch.float32, torch.bfloat16):
-        return None
-    if weight.dtype is torch.bfloat16 and not has_bfloat16():
-        return None
-    try:
-        packed: Tensor = torch.ops.mkldnn._reorder_linear_weight(weight.detach())
-        packed_linear(weight.new_zeros(1, weight.shape[1]), packed, None)
-    except (AttributeError, RuntimeError):
-        return None
-    return packed
-
-
-def packed_linear(x: Tensor, packed: Tensor, bias: Tensor | None) -> Tensor:
-    """Multiply x: [N, in] by a packed weight."""
-    result: Tensor = torch.ops.mkldnn._linear_pointwise(x, packed, bias, "none", [], "")
-    return result
 
 
 def rms_norm_plain(x: Tensor, eps: float) -> Tensor:
