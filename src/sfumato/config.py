@@ -22,6 +22,8 @@ _OPTIONS = {"num_replicas": "data-parallel", "num_threads": "threads"}
 QUANTIZATIONS = ("int8", "fp8")
 OVERLAPS = ("auto", "on", "device", "off")
 GRAPHS = ("auto", "on", "off")
+ATTENTION_LIBRARIES = ("flash-attn", "flashinfer")
+ATTENTION_BACKENDS = ("auto", "triton", *ATTENTION_LIBRARIES, "torch")
 # A rank that has not answered for so many seconds is taken for lost.
 DEFAULT_RANK_TIMEOUT = 15.0
 
@@ -38,6 +40,8 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     is read; "auto": off on a CPU, where that was measured to be faster, "device" on a GPU.
     graphs: "on" fills forwards over pages up to a few shapes, whose launches are recorded once as CUDA
     graphs; "auto": on a GPU.
+    attention_backend: what computes attention on a GPU: our kernels ("triton", "auto"), grouped SDPA
+    ("torch"), or a library, for the forwards that are not recorded.
     deterministic_rows: images only: every forward has exactly so many rows, so that a result does not depend
     on its neighbours in a single bit. num_replicas, replica: engines that serve this model on this machine,
     and which of them this one is.
@@ -68,6 +72,7 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int | None = None
     overlap: str = "auto"
     graphs: str = "auto"
+    attention_backend: str = "auto"
     quantization: str | None = None
     num_replicas: int = 1
     replica: int = 0
@@ -128,6 +133,9 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(f"--overlap {self.overlap!r} is not one of {', '.join(OVERLAPS)}")
         if self.graphs not in GRAPHS:
             raise ConfigError(f"--graphs {self.graphs!r} is not one of {', '.join(GRAPHS)}")
+        if self.attention_backend not in ATTENTION_BACKENDS:
+            known = ", ".join(ATTENTION_BACKENDS)
+            raise ConfigError(f"--attention-backend {self.attention_backend!r} is not one of {known}")
         if self.quantization not in (None, *QUANTIZATIONS):
             raise ConfigError(
                 f"--quantization {self.quantization!r} is not one of {', '.join(QUANTIZATIONS)}"
@@ -155,6 +163,11 @@ class EngineConfig(msgspec.Struct, frozen=True, kw_only=True):
             raise ConfigError(
                 "--overlap device does not go with --tensor-parallel, --data-parallel-attention: ranks that "
                 "follow are sent the tokens of each forward; --overlap on does"
+            )
+        if self.world_size > 1 and self.attention_backend in ATTENTION_LIBRARIES:
+            raise ConfigError(
+                f"--attention-backend {self.attention_backend} does not go with --tensor-parallel, "
+                "--data-parallel-attention: a library may compile for longer than ranks wait for one another"
             )
         if self.tensor_parallel > 1 and not self.peering.is_alone:
             raise ConfigError(

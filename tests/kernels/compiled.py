@@ -16,7 +16,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sfumato.models.kernels import attention, elementwise, grouped, keeping, narrowing, routing
+from sfumato.models.kernels import attention, elementwise, grouped, keeping, narrowing, routing, splitting
 from sfumato.text.kernels import filters, reading
 
 # What one program may take of a core's memory.
@@ -96,17 +96,22 @@ def variants() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str,
 
 
 def _attention() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
-    found = []
-    for kind, width, tile, windowed in (
-        ("bf16", 128, 32, False),
-        ("bf16", 128, 4, False),
-        ("bf16", 64, 64, True),
-        ("bf16", 256, 64, True),
-        ("bf16", 512, 64, False),
-        ("fp32", 32, 32, True),
-        ("fp32", 128, 64, False),
+    found: list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]] = []
+    for kind, width, tile, splits, windowed in (
+        ("bf16", 128, 32, 1, False),
+        ("bf16", 128, 32, 8, False),
+        ("bf16", 128, 4, 1, False),
+        ("bf16", 128, 4, 32, False),
+        ("bf16", 64, 64, 1, True),
+        ("bf16", 256, 64, 1, True),
+        ("bf16", 256, 64, 16, True),
+        ("bf16", 512, 64, 1, False),
+        ("bf16", 512, 64, 32, False),
+        ("fp32", 32, 32, 1, True),
+        ("fp32", 128, 64, 2, False),
     ):
         types = dict.fromkeys(("query", "keys", "values", "output"), f"*{kind}")
+        types |= dict.fromkeys(("totals", "tops", "masses"), "*fp32" if splits > 1 else f"*{kind}")
         types |= dict.fromkeys(("tiles", "firsts", "ends", "pages"), "*i64")
         types |= {"query_stride": "i32", "output_stride": "i32", "scale": "fp32"}
         plan = attention.plan_of(width, shared=4, tile=tile, itemsize=2 if kind == "bf16" else 4)
@@ -116,11 +121,16 @@ def _attention() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[st
             "WIDTH": width,
             "PAGE": 32,
             "TILE": tile,
+            "SPLITS": splits,
             "IS_WINDOWED": windowed,
             "IS_WIDE": False,
             **plan.constants(),
         }
         found.append((f"attention {kind}", attention._attend_tile, types, constants, plan.options()))
+        if splits > 1:
+            names = ("SHARED", "WIDTH", "PADDED_WIDTH", "TILE", "HEADS", "ROWS", "SPLITS")
+            constants = {name: constants[name] for name in names}
+            found.append((f"join parts of attention {kind}", splitting._join_parts, types, constants, {}))
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 pytest.importorskip("triton")
 
 from sfumato.models import experts, fp8, layers, paged, routing
+from sfumato.models.kernels import attention
 from sfumato.text import paged_batching, read_once
 from tests.goldens.__main__ import PLANS, replay_each
 from tests.goldens.replay import Mode, load_checkpoint
@@ -32,6 +33,8 @@ CASES = {
 def test_cases_through_the_kernels(monkeypatch: pytest.MonkeyPatch, kind: str, graphs: str) -> None:
     for module in (experts, fp8, layers, paged, routing, paged_batching, read_once):
         monkeypatch.setattr(module, "run_on", lambda tensor: True)
+    # Recorded forwards divide the keys of their few programs.
+    monkeypatch.setattr(attention, "num_cores_of", lambda keys: 8 if graphs == "on" else 0)
     # What is packed for a CPU's products is there no more for a kernel's.
     monkeypatch.setattr(experts.Experts, "pack", lambda self: None)
     load_checkpoint.cache_clear()

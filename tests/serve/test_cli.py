@@ -175,6 +175,7 @@ def test_a_file_sets_each_model(tmp_path: Path) -> None:
         "    max-step-rows: 8\n"
         "    max-latent-bytes: 1G\n"
         "    deterministic-rows: 4\n"
+        "    attention-backend: torch\n"
         "  sfumato-tiny-llada:\n"
     )
     settings = read_settings(path)
@@ -187,6 +188,7 @@ def test_a_file_sets_each_model(tmp_path: Path) -> None:
     assert sdar.config.limits.max_running_requests == 3
     assert (sdar.config.limits.max_step_rows, sdar.config.limits.max_latent_bytes) == (8, 1 << 30)
     assert sdar.config.deterministic_rows == 4
+    assert sdar.config.attention_backend == "torch"
     llada = settings["sfumato-tiny-llada"].over(general).planned("sfumato-tiny-llada")
     assert (llada.config.algorithm, llada.config.parameters) == ("sdar", {"denoising_steps": 4})
 

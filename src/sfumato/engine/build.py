@@ -18,6 +18,7 @@ from sfumato.core.request import Request, Status
 from sfumato.core.spec import Decoding
 from sfumato.core.traits import ModelTraits
 from sfumato.engine.ahead import Ahead
+from sfumato.engine.attention import attention_for, check_attention
 from sfumato.engine.lane import Lane
 from sfumato.engine.limits import Limits
 from sfumato.engine.loop import EngineLoop
@@ -29,6 +30,7 @@ from sfumato.engine.recorded import graphs_for
 from sfumato.engine.scheduler import Scheduler
 from sfumato.engine.sync import Alone
 from sfumato.errors import ConfigError
+from sfumato.models.attending import Attention
 from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder, read_folder
 from sfumato.models.fp8 import has_fp8
@@ -90,6 +92,7 @@ def load(config: EngineConfig, on_progress: ProgressCallback | None = None) -> L
     folder = read_folder(config.model, config.overrides())
     dtype = choose_dtype(config, folder, device)
     _check_quantization(config, folder, device)
+    check_attention(config, device)
     traits = operator_defaults(config, folder.traits)
     leader = shared = None
     if config.tensor_parallel > 1:
@@ -187,6 +190,8 @@ def build_loop(
         raise ConfigError(
             f"--page-size {page_size} does not divide the model's block length {traits.block_length}"
         )
+    # In front of the pages, which fill what is left of a GPU's memory.
+    attention = attention_for(config, loaded.model, loaded.dtype, page_size)
     num_pages = _num_pages(loaded, page_size)
     store = KVStore.allocate(
         shapes=loaded.model.kv_shapes,
@@ -213,6 +218,7 @@ def build_loop(
         grammars=_grammars(loaded),
         recorder=recorder,
         graphs=graphs_for(config, loaded.model, traits, store, page_size),
+        attention=attention,
     )
 
 
@@ -243,12 +249,13 @@ def assemble(
     grammars: Grammars | None = None,
     recorder: Recorder = UNRECORDED,
     graphs: Graphs | None = None,
+    attention: Attention = Attention(),
     clock: Callable[[], float] = time.monotonic,
 ) -> tuple[EngineLoop, TextDoor]:
     """Join a model that is there already; tests bring their own model and clock.
 
     is_ahead: at depth 1 launches begin before the outcome of the one before is read. graphs: recorded
-    forwards.
+    forwards. attention: what computes it over pages.
     """
     pages = PageCache(num_pages, page_size)
     scheduler = Scheduler(limits, pages, clock, recorder)
@@ -262,6 +269,7 @@ def assemble(
         is_lockstep=shared is not None,
         recorder=recorder,
         graphs=graphs,
+        attention=attention,
     )
     door = TextDoor(
         traits=traits,

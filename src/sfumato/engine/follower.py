@@ -16,6 +16,7 @@ from sfumato.config import EngineConfig
 from sfumato.engine.build import choose_dtype, resolve_device, use_device
 from sfumato.engine.ranks import device_of_rank, meet, open_rendezvous, threads_of_rank
 from sfumato.errors import SfumatoError
+from sfumato.models.attending import Attention
 from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder, read_folder
 from sfumato.models.language_model import LanguageModel
@@ -43,14 +44,15 @@ def run_follower(config: EngineConfig) -> None:
     use_device(model.device)
     ranks.group = meet(rendezvous, config, device)
     with torch.inference_mode():
-        follow(model, ranks.group, _Forwards(model, folder))
+        follow(model, ranks.group, _Forwards(model, folder, config))
 
 
 class _Forwards:
     """Makes the forwards of orders, each in the store that it names."""
 
-    def __init__(self, model: LanguageModel, folder: Folder) -> None:
+    def __init__(self, model: LanguageModel, folder: Folder, config: EngineConfig) -> None:
         self._model, self._traits = model, folder.traits
+        self._attention = Attention(has_kernels=config.attention_backend != "torch")
         self._stores: dict[int, tuple[KVStore, int]] = {}
 
     def __call__(self, content: bytes) -> None:
@@ -74,6 +76,7 @@ class _Forwards:
                 store=store,
                 page_size=page_size,
                 device=self._model.device,
+                attention=self._attention,
             )
         )
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from sfumato.config import EngineConfig
+from sfumato.config import ATTENTION_LIBRARIES, EngineConfig
 from sfumato.core.traits import ModelTraits
 from sfumato.models.batch import KVStore
 from sfumato.models.graphs import CudaRecorder, Graphs, Record, RunAgain
@@ -22,10 +22,16 @@ def how_forwards_run(config: EngineConfig, device: torch.device) -> str:
     reason = why_not(device)
     if reason is not None:
         return f"attention by grouped SDPA, statistics by torch: {reason}"
+    name = config.attention_backend
+    if name == "torch":
+        return "attention by grouped SDPA, statistics by Triton kernels, no CUDA graphs"
     is_recorded = config.graphs != "off" and config.world_size == 1
-    return "attention over pages and statistics by Triton kernels, " + (
+    said = "attention over pages and statistics by Triton kernels, " + (
         "steps as CUDA graphs" if is_recorded else "no CUDA graphs"
     )
+    if name in ATTENTION_LIBRARIES:
+        said += f"; attention by {name} in steps that are not recorded"
+    return said
 
 
 def record_for(config: EngineConfig, device: torch.device) -> Record | None:
@@ -48,9 +54,11 @@ def graphs_for(
 ) -> Graphs | None:
     """Return the recorded forwards of an engine that is alone with its model; None where none are kept.
 
-    Ranks that hold a model together make collectives inside their forwards and vote for no graph.
+    Ranks that hold a model together make collectives inside their forwards and vote for no graph. On a GPU
+    torch's attention is one call per shape of rows, which no recording has.
     """
-    record = None if config.world_size > 1 else record_for(config, model.device)
+    is_by_torch = config.attention_backend == "torch" and model.device.type == "cuda"
+    record = None if config.world_size > 1 or is_by_torch else record_for(config, model.device)
     if record is None:
         return None
     return Graphs(

@@ -7,8 +7,8 @@ key-value heads, D head width, S slots.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,22 @@ _PER_TOKEN = 5
 _PER_TILE = 3
 
 
+# From queries [M, H, D], keys and values [pages, page_size, K, D] and a scale to what queries see, [M, H, D].
+Compute = Callable[[Tensor, Tensor, Tensor, float], Tensor]
+
+
+@dataclass(frozen=True, slots=True)
+class Foreign:
+    """Queries that an installed library computes: i64[M] packed tokens, None: all.
+
+    tiles: i64[T, 3], those of the queries that it does not.
+    """
+
+    compute: Compute
+    tokens: Tensor | None
+    tiles: Tensor
+
+
 @dataclass(frozen=True, slots=True)
 class Paged:
     """write_slots: i64[N] where keys and values of each token go, -1: nowhere.
@@ -32,7 +48,8 @@ class Paged:
     A query sees keys [first, end) of its row's pages, i64[N] each; `first` counts in sliding layers alone.
     tiles: i64[T, 3], queries of one row that a program computes: the first packed token, how many, where the
     row's pages begin in `pages`, i64[P]. Key j of a row lies in slot pages[j // page_size] * page_size + j %
-    page_size. tile: the most queries of one. Tokens in no tile are left alone.
+    page_size. tile: the most queries of one. Tokens in no tile are left alone. full, sliding: what a library
+    computes in place of these tiles, in layers of either kind.
     """
 
     write_slots: Tensor
@@ -42,6 +59,8 @@ class Paged:
     pages: Tensor
     tile: int
     page_size: int
+    full: Foreign | None = None
+    sliding: Foreign | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,6 +202,10 @@ def attend_pages(
     query: Tensor, keys: Tensor, values: Tensor, paged: Paged, output: Tensor, *, windowed: bool, scale: float
 ) -> None:
     """Let the queries of all tiles, [N, H, D], see their keys and values: [S, K, D]. Writes into output."""
+    foreign = paged.sliding if windowed else paged.full
+    if foreign is not None:
+        _attend_foreign(query, keys, values, paged.page_size, foreign, output, scale)
+        paged = replace(paged, tiles=foreign.tiles)
     if run_on(keys):
         from sfumato.models.kernels.attention import attend_tiles
 
@@ -201,6 +224,24 @@ def attend_pages(
                 paged.end[span],
                 scale,
             )
+
+
+def _attend_foreign(
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    page_size: int,
+    foreign: Foreign,
+    output: Tensor,
+    scale: float,
+) -> None:
+    by_page = (-1, page_size, *keys.shape[1:])
+    own = query if foreign.tokens is None else query[foreign.tokens]
+    seen = foreign.compute(own, keys.view(by_page), values.view(by_page), scale)
+    if foreign.tokens is None:
+        output.copy_(seen)
+    else:
+        output[foreign.tokens] = seen
 
 
 def _attend_tile(

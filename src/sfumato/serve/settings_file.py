@@ -37,6 +37,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     order: str | None = None
     overlap: str | None = None
     graphs: str | None = None
+    attention_backend: str | None = None
     quantization: str | None = None
     data_parallel: int | None = None
     data_parallel_attention: bool | None = None
@@ -83,6 +84,7 @@ class ModelSettings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
             context_length=self.context_length,
             overlap=self.overlap or "auto",
             graphs=self.graphs or "auto",
+            attention_backend=self.attention_backend or "auto",
             quantization=self.quantization,
             deterministic_rows=self.deterministic_rows,
             num_replicas=1 if self.data_parallel is None else self.data_parallel,

@@ -14,6 +14,8 @@ import torch
 from numpy.typing import NDArray
 
 from sfumato.core.traits import ModelTraits
+from sfumato.models.attending import Attention
+from sfumato.models.attending.sequences import give_away
 from sfumato.models.batch import Batch, KVStore, Segment, group_segments
 from sfumato.models.graphs import Graphs
 from sfumato.models.kernels import run_on
@@ -39,10 +41,12 @@ def batch_of(
     page_size: int,
     device: torch.device,
     graphs: Graphs | None = None,
+    attention: Attention = Attention(),
 ) -> Batch:
     """Pack rows in the form that the device's attention takes: over pages where kernels or recordings run."""
     has_pages = any(item.pages is not None and item.row.slot is not None for item in fed)
-    if store is None or not has_pages or not (graphs is not None or run_on(store.keys[0])):
+    has_kernels = store is not None and attention.has_kernels and run_on(store.keys[0])
+    if store is None or not has_pages or not (graphs is not None or has_kernels):
         return make_batch(
             fed,
             traits=traits,
@@ -61,6 +65,9 @@ def batch_of(
             return graphs.batch(shape, numbers)
     numbers = numbers_of(rows, output_tokens)
     views = views_of(numbers, placed(numbers.values, device), page_size)
+    paged, has_window = views.paged, traits.window is not None
+    if attention.adapter is not None:
+        paged = give_away(rows, paged, attention.adapter, has_window=has_window, device=device)
     return Batch(
         token_ids=views.token_ids,
         positions=views.positions,
@@ -70,7 +77,7 @@ def batch_of(
         output_tokens=views.output_tokens,
         is_context=flags,
         addend=addend,
-        paged=views.paged,
+        paged=paged,
     )
 
 

@@ -19,6 +19,7 @@ from sfumato.core.recording import UNRECORDED, Recorder
 from sfumato.core.request import Request
 from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
+from sfumato.models.attending import Attention
 from sfumato.models.batch import Batch, KVStore
 from sfumato.models.graphs import Graphs
 from sfumato.text.batching import FedRow
@@ -51,7 +52,7 @@ class TextRunner:
 
     chunk_bytes bounds the float32 logits that exist at one time. is_lockstep: other ranks make a forward with
     each of this one's, so that none can be repeated: where one raises, all of its requests fail. graphs:
-    recorded forwards, for the batches that fit one.
+    recorded forwards, for the batches that fit one. attention: what computes it over pages.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class TextRunner:
         is_lockstep: bool = False,
         recorder: Recorder = UNRECORDED,
         graphs: Graphs | None = None,
+        attention: Attention = Attention(),
     ) -> None:
         self._model = model
         self._traits = traits
@@ -76,6 +78,7 @@ class TextRunner:
         self._is_lockstep = is_lockstep
         self._recorder = recorder
         self._graphs = graphs
+        self._attention = attention
         self._read_at = 0.0
 
     def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
@@ -160,6 +163,7 @@ class TextRunner:
             page_size=self._page_size,
             device=self._model.device,
             graphs=self._graphs,
+            attention=self._attention,
         )
         show_advanced(batch.token_ids, outputs)
         if self._announce is not None:

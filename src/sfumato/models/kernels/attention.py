@@ -1,18 +1,21 @@
 """Attention over pages: each query sees keys [first, end) of its row, whatever its neighbours see.
 
 A program computes the queries of one tile for some heads that share a key head, and walks over the keys that
-any of them sees with a running softmax (arXiv:2205.14135, algorithm 1, without the backward pass). Letters: N
-packed tokens, H query heads, K key-value heads, D head width, S slots.
+any of them sees with a running softmax (arXiv:2205.14135, algorithm 1, without the backward pass). Where
+programs are few, several walk over a part of the keys each. Letters: N packed tokens, H query heads, K
+key-value heads, D head width, S slots.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from sfumato.models.kernels.splitting import LEAST_KEYS, join_parts, num_cores_of, num_splits_of
 from sfumato.models.paged import Paged
 
 # The smallest side of a matrix product in a kernel.
@@ -34,6 +37,9 @@ def _attend_tile(
     values,
     output,
     output_stride,
+    totals,
+    tops,
+    masses,
     tiles,
     firsts,
     ends,
@@ -48,11 +54,13 @@ def _attend_tile(
     HEADS: tl.constexpr,
     ROWS: tl.constexpr,
     KEYS: tl.constexpr,
+    SPLITS: tl.constexpr,
     IS_WINDOWED: tl.constexpr,
     IS_WIDE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):
-    tile, kv_head, chunk = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    tile, kv_head = tl.program_id(0), tl.program_id(1)
+    chunk, split = tl.program_id(2) // SPLITS, tl.program_id(2) % SPLITS
     start = tl.load(tiles + tile * 3)
     count = tl.load(tiles + tile * 3 + 1)
     pages += tl.load(tiles + tile * 3 + 2)
@@ -67,11 +75,18 @@ def _attend_tile(
     if IS_WINDOWED:
         first = tl.load(firsts + at, mask=is_query, other=2**31 - 1).to(tl.int32)
         begin = tl.minimum(tl.min(first, 0), stop)
+    if SPLITS > 1:
+        # Whole steps of the walk, so that no key is in two parts.
+        part = tl.cdiv(tl.maximum(tl.cdiv(stop - begin, SPLITS), LEAST_KEYS), KEYS) * KEYS
+        begin += split * part
+        stop = tl.minimum(stop, begin + part)
     width = tl.arange(0, PADDED_WIDTH)
     is_width = width < WIDTH
     place = (kv_head * SHARED + head)[:, None] * WIDTH + width[None, :]
     is_kept = is_query[:, None] & is_width[None, :]
-    q = tl.load(query + at[:, None] * query_stride + place, mask=is_kept, other=0.0)
+    # Where there is nothing to walk over, nothing is read or written either.
+    has_keys = is_kept & (tl.broadcast_to(stop, [ROWS]) > begin)[:, None]
+    q = tl.load(query + at[:, None] * query_stride + place, mask=has_keys, other=0.0)
     if IS_WIDE:
         q = q.to(tl.float32)
     top = tl.full([ROWS], float("-inf"), tl.float32)
@@ -102,9 +117,16 @@ def _attend_tile(
         total = total * shrink[:, None] + tl.dot(weights.to(v.dtype), v, input_precision=PRECISION)
         mass = mass * shrink + tl.sum(weights, 1)
         top = high
-    # A query that sees nothing has zeros.
-    result = total / tl.where(mass > 0.0, mass, 1.0)[:, None]
-    tl.store(output + at[:, None] * output_stride + place, result.to(output.dtype.element_ty), mask=is_kept)
+    if SPLITS > 1:
+        own = ((tile * KV_HEADS + kv_head) * tl.num_programs(2) + tl.program_id(2)) * ROWS + row
+        tl.store(tops + own, top)
+        tl.store(masses + own, mass)
+        tl.store(totals + own[:, None] * PADDED_WIDTH + width[None, :], total, mask=has_keys)
+    else:
+        # A query that sees nothing has zeros.
+        result = total / tl.where(mass > 0.0, mass, 1.0)[:, None]
+        places = output + at[:, None] * output_stride + place
+        tl.store(places, result.to(output.dtype.element_ty), mask=is_kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,11 +174,23 @@ def plan_of(width: int, *, shared: int, tile: int, itemsize: int) -> Plan:
 
 
 def attend_tiles(
-    query: Tensor, keys: Tensor, values: Tensor, paged: Paged, output: Tensor, *, windowed: bool, scale: float
+    query: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    paged: Paged,
+    output: Tensor,
+    *,
+    windowed: bool,
+    scale: float,
+    splits: int | None = None,
 ) -> None:
     """Compute attention of query [N, H, D] to keys, values: [S, K, D] for the tokens of all tiles.
 
-    Writes into output, [N, H, D]. Where the heads of a query lie together nothing is copied.
+    Writes into output, [N, H, D]. Where the heads of a query lie together nothing is copied. splits: programs
+    among which each tile's keys are divided, a power of two; None: as many as its number of tiles leaves room
+    for. That number is the shape's, whatever the tiles are; a tile's parts follow from what its own queries
+    see. So in one shape a request's result does not depend on its neighbours, and between shapes it is
+    rounded differently, as matrix products are too.
     """
     num_heads, width = query.shape[1:]
     kv_heads = keys.shape[1]
@@ -168,13 +202,24 @@ def attend_tiles(
     assert output.stride()[1:] == (width, 1)
     shared = num_heads // kv_heads
     plan = plan_of(width, shared=shared, tile=paged.tile, itemsize=keys.element_size())
-    _attend_tile[(num_tiles, kv_heads, triton.cdiv(shared, plan.heads))](
+    chunks = triton.cdiv(shared, plan.heads)
+    if splits is None:
+        splits = num_splits_of(num_tiles * kv_heads * chunks, num_cores_of(keys))
+    totals = tops = masses = output
+    if splits > 1:
+        size = (num_tiles, kv_heads * chunks, splits, plan.rows)
+        totals = torch.empty((*size, plan.padded_width), dtype=torch.float32, device=keys.device)
+        tops, masses = torch.empty((2, *size), dtype=torch.float32, device=keys.device)
+    _attend_tile[(num_tiles, kv_heads, chunks * splits)](
         query,
         query.stride(0),
         keys,
         values,
         output,
         output.stride(0),
+        totals,
+        tops,
+        masses,
         paged.tiles,
         paged.first,
         paged.end,
@@ -185,9 +230,14 @@ def attend_tiles(
         WIDTH=width,
         PAGE=paged.page_size,
         TILE=paged.tile,
+        SPLITS=splits,
         IS_WINDOWED=windowed,
         # The interpreter multiplies no bfloat16.
         IS_WIDE=not keys.is_cuda,
         **plan.constants(),
         **plan.options(),
     )
+    if splits > 1:
+        join_parts(
+            totals, tops, masses, output, paged.tiles, shared=shared, tile=paged.tile, heads=plan.heads
+        )

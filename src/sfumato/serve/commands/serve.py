@@ -136,6 +136,15 @@ def serve(
             show_default="auto",
         ),
     ] = None,
+    attention_backend: Annotated[
+        str | None,
+        typer.Option(
+            help="triton: our kernels; flash-attn, flashinfer: what is installed, for steps that are not "
+            "recorded; torch; auto: triton on a GPU.",
+            rich_help_panel=_ENGINE,
+            show_default="auto",
+        ),
+    ] = None,
     quantization: Annotated[
         str | None,
         typer.Option(
@@ -237,6 +246,7 @@ def serve(
         order=order,
         overlap=overlap,
         graphs=graphs,
+        attention_backend=attention_backend,
         quantization=quantization,
         data_parallel=data_parallel,
         data_parallel_attention=data_parallel_attention,
