@@ -26,7 +26,8 @@ from sfumato.models.language_model import LanguageModel
 from sfumato.models.weights import ProgressCallback, build_on_meta, load_model
 from sfumato.parallel.bell import Bell
 from sfumato.parallel.groups import START_SECONDS, Group, Rendezvous
-from sfumato.parallel.meeting import LockstepRunner, MeetingRanks
+from sfumato.parallel.lockstep import LockstepRunner
+from sfumato.parallel.meeting import MeetingRanks
 from sfumato.parallel.spawn import Spawned
 from sfumato.parallel.tensor import Leader, TensorRanks
 from sfumato.text.batching import FedRow
