@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from sfumato.config import EngineConfig
 from sfumato.core.traits import ModelTraits
-from sfumato.models.batch import KVStore
+from sfumato.models.batch import Batch, KVStore
 from sfumato.models.graphs import CudaRecorder, Graphs, Record, RunAgain
 from sfumato.models.kernels import why_not
 from sfumato.models.language_model import LanguageModel
@@ -22,7 +25,7 @@ def how_forwards_run(config: EngineConfig, device: torch.device) -> str:
     reason = why_not(device)
     if reason is not None:
         return f"attention by grouped SDPA, statistics by torch: {reason}"
-    is_recorded = config.graphs != "off" and config.world_size == 1
+    is_recorded = config.graphs != "off" and config.tensor_parallel == 1
     return "attention over pages and statistics by Triton kernels, " + (
         "steps as CUDA graphs" if is_recorded else "no CUDA graphs"
     )
@@ -45,16 +48,19 @@ def graphs_for(
     traits: ModelTraits,
     store: KVStore,
     page_size: int,
+    whole: Callable[[Batch], Tensor] | None = None,
 ) -> Graphs | None:
-    """Return the recorded forwards of an engine that is alone with its model; None where none are kept.
+    """Return the recorded forwards of an engine; None where none are kept.
 
-    Ranks that hold a model together make collectives inside their forwards and vote for no graph.
+    whole: what ranks that share weights record in place of the model's own forward.
+    Ranks of tensor parallelism record none: a follower has no loop that could agree on one. Nor do ranks that
+    share a model whose steps take more than tokens.
     """
-    record = None if config.world_size > 1 else record_for(config, model.device)
-    if record is None:
+    record = None if config.tensor_parallel > 1 else record_for(config, model.device)
+    if record is None or (whole is not None and traits.has_self_conditioning):
         return None
     return Graphs(
-        model.hidden,
+        whole or model.hidden,
         store,
         record,
         page_size=page_size,

@@ -13,13 +13,14 @@ from sfumato.core.request import Request
 from sfumato.errors import EngineError
 from sfumato.models.language_model import LanguageModel
 from sfumato.parallel.meeting import MeetingRanks
+from sfumato.parallel.voting import VotedGraphs
 
 
 class LockstepRunner:
     """Launches plans so that every rank makes the same shared layers in every turn.
 
     inner: runs the rows; must make one forward a launch, also when it fails.
-    explain: says which rank is behind a broken collective.
+    explain: says which rank is behind a broken collective. graphs: the forwards that all ranks replay.
     """
 
     def __init__(
@@ -28,8 +29,10 @@ class LockstepRunner:
         model: LanguageModel,
         ranks: MeetingRanks,
         explain: Callable[[EngineError], EngineError],
+        graphs: VotedGraphs | None = None,
     ) -> None:
         self._inner = inner
+        self._graphs = graphs
         self._explain = explain
         self._model = model
         self._ranks = ranks
@@ -43,6 +46,8 @@ class LockstepRunner:
 
     def _launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
         self._ranks.num_met = 0
+        if self._graphs is not None:
+            self._graphs.open(by_graph=plan.by_graph)
         if plan.rows:
             result = self._inner.launch(plan, live)
             # Nothing is left of a forward that went well. Of one that failed on this rank, the others wait.
@@ -54,4 +59,5 @@ class LockstepRunner:
 
     @torch.inference_mode()
     def _finish(self) -> None:
-        self._model.take_no_part(self._ranks.num_met)
+        if self._graphs is None or not self._graphs.finish():
+            self._model.take_no_part(self._ranks.num_met)
