@@ -97,6 +97,15 @@ def sections(machine: Machine, *, is_tiny: bool) -> list[tuple[Section, Fill]]:
             ),
         ),
         (
+            Section("LLaDA2.0-mini with fp8 weights: the same step", FORWARD_HEADINGS),
+            forwards(
+                "llada2-mini",
+                few,
+                "The experts are fp8 too; head and routers stay as they are.",
+                quantization="fp8",
+            ),
+        ),
+        (
             Section("A transformer of Stable Diffusion 3's size, 1024 tokens", gpu_images.HEADINGS),
             gpu_images.fill(machine, few if is_tiny else [1, 4, 8], is_tiny=is_tiny),
         ),

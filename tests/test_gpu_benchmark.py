@@ -41,7 +41,7 @@ def test_what_breaks_loses_no_other_figure(monkeypatch: pytest.MonkeyPatch, tmp_
 def test_no_section_begins_without_time(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     out = tmp_path / "page.md"
     assert run(monkeypatch, out, "--budget", "0") == 1
-    assert out.read_text(encoding="utf-8").count("no time was left for it") == 7
+    assert out.read_text(encoding="utf-8").count("no time was left for it") == 8
 
 
 def test_a_proof_does_not_take_the_place_of_figures(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -245,6 +245,6 @@ def test_who_records() -> None:
     assert (make() is not None) == (DEVICE == "cuda")
     assert make(graphs="off") is None
     assert make(graphs="on", tensor_parallel=2) is None
-    assert make(graphs="on", data_parallel_attention=2) is None
+    assert make(graphs="on", data_parallel_attention=2) is not None
     with pytest.raises(ConfigError, match="--graphs"):
         EngineConfig(model="m", graphs="perhaps").check()

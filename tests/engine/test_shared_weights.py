@@ -213,8 +213,8 @@ async def a_stop_waits_for_the_last_rank(ranks: Ranks) -> None:
     assert [client._process.returncode for client in ranks.clients] == [0] * len(ranks.clients)
 
 
-async def life_of(model: str, size: int) -> None:
-    async with running(model, size) as ranks:
+async def life_of(model: str, size: int, graphs: str) -> None:
+    async with running(model, size, graphs=graphs) as ranks:
         await each_answers_as_alone(ranks, model)
         await idle_ranks_run_only_beside_rows(ranks)
         await unlike_rows_run_together(ranks)
@@ -223,16 +223,16 @@ async def life_of(model: str, size: int) -> None:
         await a_stop_waits_for_the_last_rank(ranks)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_ranks_share_experts(checkpoint: str, size: int) -> None:
-    run(life_of(checkpoint, size))
+@pytest.mark.parametrize(("size", "graphs"), [(2, "off"), (3, "off"), (3, "on")])
+def test_ranks_share_experts(checkpoint: str, size: int, graphs: str) -> None:
+    run(life_of(checkpoint, size, graphs))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", [2, 3])
-def test_ranks_share_experts_a_step_ahead(checkpoint: str, size: int) -> None:
+@pytest.mark.parametrize(("size", "graphs"), [(2, "off"), (3, "on")])
+def test_ranks_share_experts_a_step_ahead(checkpoint: str, size: int, graphs: str) -> None:
     async def live() -> None:
-        async with running(checkpoint, size, overlap="on") as ranks:
+        async with running(checkpoint, size, overlap="on", graphs=graphs) as ranks:
             await each_answers_as_alone(ranks, checkpoint)
             await any_rank_wakes_all(ranks)
             await a_failure_of_one_rank_stays_there(ranks)
@@ -251,10 +251,10 @@ def test_ranks_share_mlps_where_there_are_no_experts() -> None:
 
 
 async def ends_after(
-    checkpoint: str, act: Callable[[Ranks], None], *, is_busy: bool, overlap: str
+    checkpoint: str, act: Callable[[Ranks], None], *, is_busy: bool, overlap: str, graphs: str
 ) -> list[str]:
     """Return what the requests and the next submission were told after something was done to rank 1."""
-    async with running(checkpoint, 2, rank_timeout=1.0, overlap=overlap) as ranks:
+    async with running(checkpoint, 2, rank_timeout=1.0, overlap=overlap, graphs=graphs) as ranks:
         outputs = await ranks.submit(0, "open", prompt_of(1), SLOW) if is_busy else None
         await asyncio.sleep(0.1)
         started = time.monotonic()
@@ -272,15 +272,22 @@ async def ends_after(
 
 
 @pytest.mark.parametrize(
-    ("is_busy", "overlap"), [(True, "off"), (True, "on"), (False, "off")], ids=["busy", "overlapped", "idle"]
+    ("is_busy", "overlap", "graphs"),
+    [(True, "off", "off"), (True, "on", "off"), (True, "off", "on"), (False, "off", "off")],
+    ids=["busy", "overlapped", "replaying", "idle"],
 )
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_lost_rank_ends_all_of_them(
-    checkpoint: str, number: signal.Signals, is_busy: bool, overlap: str, capfd: pytest.CaptureFixture[str]
+    checkpoint: str,
+    number: signal.Signals,
+    is_busy: bool,
+    overlap: str,
+    graphs: str,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
     async def lose() -> None:
         kill = lambda ranks: os.kill(ranks.clients[1].pid, number)
-        told = await ends_after(checkpoint, kill, is_busy=is_busy, overlap=overlap)
+        told = await ends_after(checkpoint, kill, is_busy=is_busy, overlap=overlap, graphs=graphs)
         assert told
         assert all("is gone" in message for message in told)
 

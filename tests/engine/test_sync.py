@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 
@@ -116,7 +116,9 @@ class Bellboy:
         return error
 
 
-def peers(others: Sequence[Contribution]) -> tuple[Peers, Bellboy, list[Contribution]]:
+def peers(
+    others: Sequence[Contribution], votes: Callable[[StepPlan], bool] = lambda plan: False
+) -> tuple[Peers, Bellboy, list[Contribution]]:
     """Return rank 0 of as many ranks as contribute one thing after another."""
     bell, sent = Bellboy(), []
     waiting = list(others)
@@ -125,7 +127,7 @@ def peers(others: Sequence[Contribution]) -> tuple[Peers, Bellboy, list[Contribu
         sent.append(Contribution.of(numbers))
         return [numbers, waiting.pop(0).numbers()]
 
-    return Peers(0, exchange, bell), bell, sent
+    return Peers(0, exchange, bell, votes), bell, sent
 
 
 def test_a_rank_rings_only_when_the_others_may_sleep() -> None:
@@ -153,6 +155,20 @@ def test_a_rank_rings_only_when_the_others_may_sleep() -> None:
     sync.agree(empty, is_leaving=True)
     assert sent[-1].is_leaving
     assert not sync.may_leave
+
+
+def test_a_rank_runs_by_graph_where_all_have_voted_for_it() -> None:
+    row = Row(request_id="a", kind=RowKind.DENOISE, start=0, end=4, cost=Cost(tokens=4))
+    empty, own = StepPlan(launch_id=1), StepPlan(launch_id=2, rows=(row,))
+    sync, _, sent = peers(
+        [READY, READY, DENOISE, READY_IDLE, NOTHING], votes=lambda plan: plan.rows != (row, row)
+    )
+    assert sync.agree(empty).by_graph
+    assert sync.agree(own).by_graph
+    assert not sync.agree(own).by_graph
+    assert not sync.agree(StepPlan(launch_id=3, rows=(row, row))).by_graph
+    assert sync.agree(own) == own
+    assert [each.votes_for_graph for each in sent] == [True, True, True, False, True]
 
 
 def test_alone_asks_nobody() -> None:

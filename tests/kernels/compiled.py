@@ -164,11 +164,23 @@ def _routing() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str,
 
 def _grouped() -> list[tuple[str, Any, dict[str, str], dict[str, Any], dict[str, int]]]:
     found = []
-    for kind, rows, itemsize in (("bf16", 256, 2), ("bf16", 16384, 2), ("fp32", 256, 4)):
-        types = dict.fromkeys(("rows", "weights", "output"), f"*{kind}")
+    for kind, rows, itemsize in (
+        ("bf16", 256, 2),
+        ("bf16", 16384, 2),
+        ("fp32", 256, 4),
+        ("fp8e4nv", 256, 1),
+        ("fp8e4nv", 16384, 1),
+    ):
+        has_scales = itemsize == 1
+        types = dict.fromkeys(("rows", "weights"), f"*{kind}")
+        types |= {"output": "*bf16" if has_scales else f"*{kind}"}
         types |= {"ends": "*i32", "num_inputs": "i32", "num_outputs": "i32"}
         plan = grouped.plan_of(rows, 256, itemsize)
-        constants = {"IS_WIDE": False, **plan.constants()}
+        constants: dict[str, Any] = {"HAS_SCALES": has_scales, "IS_WIDE": False, **plan.constants()}
+        if has_scales:
+            types |= {"row_scales": "*fp32", "scales": "*fp32"}
+        else:
+            constants |= {"row_scales": None, "scales": None}
         found.append((f"grouped {kind}", grouped._multiply, types, constants, plan.options()))
     return found
 

@@ -17,7 +17,8 @@ from sfumato.models.folder import read_folder
 from sfumato.models.language_model import LanguageModel
 from sfumato.models.weights import load_model
 from sfumato.parallel.groups import Group
-from sfumato.parallel.meeting import LockstepRunner, MeetingRanks
+from sfumato.parallel.lockstep import LockstepRunner
+from sfumato.parallel.meeting import MeetingRanks
 from tests.models.checkpoints import EVERY, random_weights, write
 from tests.parallel.test_split import ALL
 from tests.parallel.threads import run_ranks

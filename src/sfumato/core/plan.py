@@ -73,13 +73,15 @@ class StepPlan(msgspec.Struct, frozen=True, kw_only=True):
 
     guesses: ids of requests whose rows depend on an outcome that is not known yet; they are made anew when
     the forward begins.
-    is_idle_forward: there are no rows, and a forward is made because other ranks have some.
+    is_idle_forward: there are no rows, and a forward is made because other ranks have some. by_graph: all
+    ranks may replay a recorded forward; which one, their rows say when it begins.
     """
 
     launch_id: int
     rows: tuple[Row, ...] = ()
     guesses: frozenset[str] = frozenset()
     is_idle_forward: bool = False
+    by_graph: bool = False
 
     @property
     def forward(self) -> bool:

@@ -217,7 +217,14 @@ def build_loop(
         peering=open_peering(loaded, store, page_size, num_pages, make_endpoint),
         grammars=_grammars(loaded),
         recorder=recorder,
-        graphs=graphs_for(config, loaded.model, traits, store, page_size),
+        graphs=graphs_for(
+            config,
+            loaded.model,
+            traits,
+            store,
+            page_size,
+            whole=None if loaded.shared is None else loaded.shared.whole,
+        ),
         attention=attention,
     )
 
@@ -259,6 +266,7 @@ def assemble(
     """
     pages = PageCache(num_pages, page_size)
     scheduler = Scheduler(limits, pages, clock, recorder)
+    voted = None if shared is None else shared.voted(graphs)
     runner = TextRunner(
         model,
         traits,
@@ -268,7 +276,7 @@ def assemble(
         announce=announce,
         is_lockstep=shared is not None,
         recorder=recorder,
-        graphs=graphs,
+        graphs=graphs if shared is None else voted,
         attention=attention,
     )
     door = TextDoor(
@@ -304,7 +312,7 @@ def assemble(
             handovers_failed=tally.failed,
         )
 
-    launching, sync = (runner, Alone()) if shared is None else (shared.runner(runner), shared.sync)
+    launching, sync = (runner, Alone()) if shared is None else shared.joined(runner, voted)
     loop = EngineLoop(
         inbox=inbox,
         outbox=outbox,

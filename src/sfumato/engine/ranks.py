@@ -18,17 +18,20 @@ from numpy.typing import NDArray
 
 from sfumato.config import EngineConfig
 from sfumato.core.protocols import Runner
-from sfumato.engine.sync import Peers
+from sfumato.engine.sync import Exchange, Peers
 from sfumato.errors import ConfigError, EngineError
 from sfumato.models.batch import KVStore
 from sfumato.models.folder import Folder
+from sfumato.models.graphs import Graphs
 from sfumato.models.language_model import LanguageModel
 from sfumato.models.weights import ProgressCallback, build_on_meta, load_model
 from sfumato.parallel.bell import Bell
 from sfumato.parallel.groups import START_SECONDS, Group, Rendezvous
-from sfumato.parallel.meeting import LockstepRunner, MeetingRanks
+from sfumato.parallel.lockstep import LockstepRunner
+from sfumato.parallel.meeting import MeetingRanks
 from sfumato.parallel.spawn import Spawned
 from sfumato.parallel.tensor import Leader, TensorRanks
+from sfumato.parallel.voting import VotedGraphs, WholeForward
 from sfumato.text.batching import FedRow
 from sfumato.text.orders import write_order
 
@@ -78,16 +81,26 @@ def load_leader(
 
 @dataclass(frozen=True, slots=True)
 class SharedWeights:
-    """One of several ranks that share weights and have requests of their own."""
+    """One of several ranks that share weights and have requests of their own.
+
+    exchange: their agreement once a turn. whole: the forward that they record.
+    """
 
     model: LanguageModel
     ranks: MeetingRanks
     bell: Bell
-    sync: Peers
+    exchange: Exchange
+    whole: WholeForward
 
-    def runner(self, inner: Runner) -> Runner:
-        """Return a runner whose forwards keep step with those of the other ranks."""
-        return LockstepRunner(inner, self.model, self.ranks, self.bell.explain)
+    def voted(self, graphs: Graphs | None) -> VotedGraphs | None:
+        """Return the recorded forwards that all ranks replay together."""
+        return None if graphs is None else VotedGraphs(self.model, self.ranks, graphs, self.whole)
+
+    def joined(self, inner: Runner, graphs: VotedGraphs | None) -> tuple[Runner, Peers]:
+        """Return a runner whose forwards keep step with those of the other ranks, and what agrees on them."""
+        votes = (lambda plan: False) if graphs is None else graphs.may_replay
+        runner = LockstepRunner(inner, self.model, self.ranks, self.bell.explain, graphs)
+        return runner, Peers(self.ranks.rank, self.exchange, self.bell, votes)
 
 
 def load_shared(
@@ -132,7 +145,7 @@ def load_shared(
         rows = agreeing.all_gather(torch.tensor(numbers, dtype=torch.int64))
         return [tuple(row.tolist()) for row in rows]
 
-    return SharedWeights(model, ranks, bell, Peers(config.rank, exchange, bell))
+    return SharedWeights(model, ranks, bell, exchange, WholeForward(model, ranks))
 
 
 def _start_followers(config: EngineConfig, device: str, num_threads: int) -> tuple[Rendezvous, Spawned]:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 from sfumato.config import ATTENTION_LIBRARIES, EngineConfig
 from sfumato.core.traits import ModelTraits
-from sfumato.models.batch import KVStore
+from sfumato.models.batch import Batch, KVStore
 from sfumato.models.graphs import CudaRecorder, Graphs, Record, RunAgain
 from sfumato.models.kernels import why_not
 from sfumato.models.language_model import LanguageModel
@@ -25,7 +28,8 @@ def how_forwards_run(config: EngineConfig, device: torch.device) -> str:
     name = config.attention_backend
     if name == "torch":
         return "attention by grouped SDPA, statistics by Triton kernels, no CUDA graphs"
-    is_recorded = config.graphs != "off" and config.world_size == 1
+    is_recorded = config.graphs == "on" or (config.graphs == "auto" and config.world_size == 1)
+    is_recorded = is_recorded and config.tensor_parallel == 1
     said = "attention over pages and statistics by Triton kernels, " + (
         "steps as CUDA graphs" if is_recorded else "no CUDA graphs"
     )
@@ -51,18 +55,25 @@ def graphs_for(
     traits: ModelTraits,
     store: KVStore,
     page_size: int,
+    whole: Callable[[Batch], Tensor] | None = None,
 ) -> Graphs | None:
-    """Return the recorded forwards of an engine that is alone with its model; None where none are kept.
+    """Return the recorded forwards of an engine; None where none are kept.
 
-    Ranks that hold a model together make collectives inside their forwards and vote for no graph. On a GPU
-    torch's attention is one call per shape of rows, which no recording has.
+    whole: what ranks that share weights record in place of the model's own forward; they do only where graphs
+    are asked for by name, as no exchange inside a graph has ever run.
+    Ranks of tensor parallelism record none: a follower has no loop that could agree on one. Nor do ranks that
+    share a model whose steps take more than tokens. On a GPU torch's attention is one call per shape of rows,
+    which no recording has.
     """
     is_by_torch = config.attention_backend == "torch" and model.device.type == "cuda"
-    record = None if config.world_size > 1 or is_by_torch else record_for(config, model.device)
+    is_shared = whole is not None and (traits.has_self_conditioning or config.graphs != "on")
+    if config.tensor_parallel > 1 or is_by_torch or is_shared:
+        return None
+    record = record_for(config, model.device)
     if record is None:
         return None
     return Graphs(
-        model.hidden,
+        whole or model.hidden,
         store,
         record,
         page_size=page_size,

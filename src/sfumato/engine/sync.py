@@ -6,10 +6,12 @@ function of them: the table "Data parallel with shared weights" of docs/architec
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Protocol
+
+from msgspec.structs import replace
 
 from sfumato.core.plan import StepPlan
 from sfumato.errors import EngineError
@@ -49,8 +51,8 @@ class Contribution:
     """One rank's row.
 
     num_arrived: requests that came with their keys and values since the turn before: they need no forward,
-    but each an answer. votes_for_graph: it can replay the denoise graph. is_leaving: it was stopped and is
-    done.
+    but each an answer. votes_for_graph: it can replay a recorded forward, or record one. is_leaving: it was
+    stopped and is done.
     """
 
     holds: Holds = Holds.NOTHING
@@ -80,7 +82,8 @@ class Contribution:
 class Agreement:
     """What every rank does in this turn.
 
-    returns_arrivals: each rank's, whatever runs. by_graph: the denoise graph is replayed, everywhere.
+    returns_arrivals: each rank's, whatever runs. by_graph: a recorded forward is replayed, everywhere, if one
+    shape takes the rows of all.
     is_idle: nobody had anything, so that everybody may sleep. may_leave: nobody will ever have anything.
     """
 
@@ -132,19 +135,27 @@ class Waker(Protocol):
 class Peers:
     """Agrees with the other ranks once a turn; every rank makes the same turns.
 
+    votes: whether this rank can replay a recorded forward with a plan's rows, or with none.
     may_wait: the ranks agreed that all of them are idle, so that this one may sleep until something comes or
     another rank rings. may_leave: they agreed that none of them has anything left to do.
     """
 
     is_shared = True
 
-    def __init__(self, rank: int, exchange: Exchange, bell: Waker) -> None:
+    def __init__(
+        self,
+        rank: int,
+        exchange: Exchange,
+        bell: Waker,
+        votes: Callable[[StepPlan], bool] = lambda plan: False,
+    ) -> None:
         self.may_wait = False
         self.may_leave = False
         self.latest: Agreement | None = None
         self._rank = rank
         self._exchange = exchange
         self._bell = bell
+        self._votes = votes
 
     def agree(self, plan: StepPlan, *, num_arrived: int = 0, is_leaving: bool = False) -> StepPlan:
         """Return what this rank runs: its plan, a forward without rows for its peers' sake, or nothing.
@@ -155,12 +166,13 @@ class Peers:
             holds=holds_of(plan),
             num_tokens=sum(row.cost.tokens for row in plan.rows),
             num_arrived=num_arrived,
+            votes_for_graph=self._votes(plan),
             is_leaving=is_leaving,
         )
         agreement = self.exchange(contribution)
         if agreement.actions[self._rank] is Action.IDLE_FORWARD:
-            return StepPlan(launch_id=plan.launch_id, is_idle_forward=True)
-        return plan
+            return StepPlan(launch_id=plan.launch_id, is_idle_forward=True, by_graph=agreement.by_graph)
+        return replace(plan, by_graph=True) if agreement.by_graph else plan
 
     def exchange(self, contribution: Contribution) -> Agreement:
         """Contribute one row and return what all ranks agree on."""

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from sfumato.models.fp8 import FP8, Fp8Linear, fp8_rows
 from sfumato.models.int8 import Int8Linear
 from sfumato.models.kernels import run_on
 from sfumato.models.layers import GatedMLP, Packable, gated
@@ -46,25 +47,29 @@ class Experts(Packable, Meeting):
         self.ranks: Ranks | None = None
         self.activation = activation
         self.packed: list[tuple[BlockedWeight, BlockedWeight]] = []
-        self.int8: list[tuple[Int8Linear, Int8Linear]] = []
+        self.narrow: list[tuple[Int8Linear | Fp8Linear, Int8Linear | Fp8Linear]] = []
 
     def quantize(self, kind: torch.dtype) -> None:
-        """Hold the weights of all experts in eight bits; those of float8 stay wide, no product takes them."""
-        if kind is torch.int8:
-            self.quantize_weight("gate_up", kind)
-            self.quantize_weight("down", kind)
+        """Hold the weights of all experts in eight bits."""
+        self.quantize_weight("gate_up", kind)
+        self.quantize_weight("down", kind)
 
     def pack(self) -> None:
-        """Reorder each expert's weights for oneDNN and drop the plain copies; elsewhere nothing changes."""
-        if self.gate_up.dtype is torch.int8:
+        """Reorder each expert's weights for oneDNN and drop the plain copies; elsewhere nothing changes.
+
+        Weights in float8 stay where they are, and are what the experts' products share.
+        """
+        if self.gate_up.dtype in (torch.int8, FP8):
+            product = Fp8Linear if self.gate_up.dtype is FP8 else Int8Linear
             gate_up_scale, down_scale = self.get_parameter("gate_up_scale"), self.get_parameter("down_scale")
-            self.int8 = [
-                (Int8Linear(gate_up, wide), Int8Linear(down, narrow))
+            self.narrow = [
+                (product(gate_up, wide), product(down, narrow))
                 for gate_up, wide, down, narrow in zip(
                     self.gate_up, gate_up_scale, self.down, down_scale, strict=True
                 )
             ]
-            self._drop_plain()
+            if product is Int8Linear:
+                self._drop_plain()
             return
         for gate_up, down in zip(self.gate_up, self.down, strict=True):
             packed_gate_up, packed_down = pack_blocked(gate_up), pack_blocked(down)
@@ -119,7 +124,8 @@ class Experts(Packable, Meeting):
         ends = torch.searchsorted(sorted_experts, every, right=True, out_int32=True)
         rows = x[order // chosen.shape[1]]
         # Only a grouped product keeps a GPU busy, and it needs no count on the host.
-        computed = self.grouped(rows, ends) if x.device.type == "cuda" else self.one_by_one(rows, ends)
+        is_grouped = x.device.type == "cuda" and (not self.narrow or run_on(x))
+        computed = self.grouped(rows, ends) if is_grouped else self.one_by_one(rows, ends)
         states = computed.new_zeros(rows.shape) if self.ranks is not None else torch.empty_like(computed)
         states[order[: len(computed)]] = computed
         return (states.view(*chosen.shape, x.shape[1]) * weights.unsqueeze(-1)).sum(1)
@@ -128,13 +134,23 @@ class Experts(Packable, Meeting):
         """Apply expert e to rows [ends[e - 1], ends[e]) in two grouped matrix products. ends: i32[E]."""
         if not len(rows):
             return rows
-        inner = gated(_multiplied(rows, self.gate_up, ends), self.activation)
-        computed = _multiplied(inner, self.down, ends)
+        inner = gated(self._multiplied(rows, "gate_up", ends), self.activation)
+        computed = self._multiplied(inner, "down", ends)
         if self.ranks is not None:
             # What the product leaves in rows of no expert is not defined, and may be no number.
             is_beyond = torch.arange(len(rows), device=rows.device) >= ends[-1]
             computed = computed.masked_fill(is_beyond[:, None], 0)
         return computed
+
+    def _multiplied(self, rows: Tensor, name: str, ends: Tensor) -> Tensor:
+        """Return [M, O]: sorted rows [M, I] times the weights [E, O, I] of their experts; ends: i32[E]."""
+        weights = self.get_parameter(name)
+        if not self.narrow:
+            return _multiplied(rows, weights, ends)
+        from sfumato.models.kernels.grouped import multiply_narrow
+
+        narrow, scales = fp8_rows(rows)
+        return multiply_narrow(narrow, scales, weights, self.get_parameter(f"{name}_scale"), ends, rows.dtype)
 
     def one_by_one(self, rows: Tensor, ends: Tensor) -> Tensor:
         """Apply expert e to rows [ends[e - 1], ends[e]), for each expert that has any. ends: i32[E]."""
@@ -153,15 +169,15 @@ class Experts(Packable, Meeting):
         return torch.cat([self._narrow(inner[span], expert) for expert, span in spans])
 
     def _widen(self, rows: Tensor, expert: int) -> Tensor:
-        if self.int8:
-            return self.int8[expert][0](rows)
+        if self.narrow:
+            return self.narrow[expert][0](rows)
         if self.packed:
             return self.packed[expert][0](rows, None)
         return F.linear(rows, self.gate_up[expert])
 
     def _narrow(self, rows: Tensor, expert: int) -> Tensor:
-        if self.int8:
-            return self.int8[expert][1](rows)
+        if self.narrow:
+            return self.narrow[expert][1](rows)
         if self.packed:
             return self.packed[expert][1](rows, None)
         return F.linear(rows, self.down[expert])

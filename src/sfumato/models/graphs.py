@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 import torch
@@ -26,6 +26,8 @@ BUCKETS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 _LARGEST_UNIT = 32
 # Recordings that are kept; each holds some megabytes of a driver's memory.
 _MOST_RECORDINGS = 64
+# Forwards that are run before one is recorded, so that its kernels are there.
+NUM_WARM_UPS = 2
 
 
 class Recording(Protocol):
@@ -44,10 +46,12 @@ Record = Callable[[Callable[[], Tensor]], Recording]
 
 
 class RunAgain:
-    """A recording that records nothing: the forward is run again."""
+    """A recording that records nothing: the forward is run again, after as many runs as a graph needs."""
 
     def __init__(self, forward: Callable[[], Tensor]) -> None:
         self._forward = forward
+        for _ in range(NUM_WARM_UPS):
+            forward()
 
     def replay(self) -> Tensor:
         """Run the forward."""
@@ -62,7 +66,7 @@ class CudaRecorder:
         self._pool = torch.cuda.graph_pool_handle()
 
     def __call__(self, forward: Callable[[], Tensor]) -> Recording:
-        """Run a forward twice, so that its kernels are there, and capture it.
+        """Run a forward, so that its kernels are there, and capture it.
 
         It may be run as often as one likes: it writes the same keys and values each time.
         """
@@ -70,7 +74,7 @@ class CudaRecorder:
             current, aside = torch.cuda.current_stream(), torch.cuda.Stream()
             aside.wait_stream(current)
             with torch.cuda.stream(aside):
-                for _ in range(2):
+                for _ in range(NUM_WARM_UPS):
                     forward()
             current.wait_stream(aside)
             graph = torch.cuda.CUDAGraph()
@@ -89,6 +93,43 @@ class _CudaRecording:
         """Launch the graph."""
         self._graph.replay()
         return self._hidden
+
+
+@dataclass(frozen=True, slots=True)
+class Need:
+    """What rows need of a shape: tokens, tiles, and the queries of a tile."""
+
+    num_tokens: int
+    num_tiles: int
+    tile: int
+
+
+def common_shape(needs: Sequence[Need], unit: int) -> Shape | None:
+    """Return the shape that all are filled up to; None where one needs too much for any."""
+    units = _bucket(max(-(-need.num_tokens // unit) for need in needs))
+    if units is None:
+        return None
+    num_tokens, tile = units * unit, max(need.tile for need in needs)
+    # Of longer tiles a row has no more; those that fill up lie behind.
+    most = max(need.num_tiles - (need.num_tokens - num_tokens) // tile for need in needs)
+    num_tiles = _bucket(most)
+    return None if num_tiles is None else Shape(num_tokens, num_tiles, tile)
+
+
+class Replays(Protocol):
+    """Recorded forwards as a runner uses them: `Graphs`, or those of several ranks."""
+
+    def shape_of(self, rows: Sequence[PagedRow]) -> Shape | None:
+        """Return the shape that rows are filled up to; None where none is replayed."""
+        ...
+
+    def batch(self, shape: Shape, numbers: Numbers) -> Batch:
+        """Place a batch's numbers and return it."""
+        ...
+
+    def hidden(self, batch: Batch) -> Tensor:
+        """Return hidden states [P, width]: by replay where a batch has a shape."""
+        ...
 
 
 class Graphs:
@@ -124,18 +165,35 @@ class Graphs:
 
     def shape_of(self, rows: Sequence[PagedRow]) -> Shape | None:
         """Return the shape that rows are filled up to; None where they are too many for any."""
-        if self.failure is not None:
+        need = self.need_of(rows)
+        return None if need is None else self.shape_for([need])
+
+    def need_of(self, rows: Sequence[PagedRow]) -> Need | None:
+        """Return what rows need of a shape; None where they see too many pages, or nothing is recorded."""
+        if self.failure is not None or sum(len(row.pages) for row in rows) > self._most_pages:
             return None
-        own, tile = sum(row.length for row in rows), tile_of(rows)
-        units = _bucket(-(-own // self._unit))
-        if units is None or sum(len(row.pages) for row in rows) > self._most_pages:
-            return None
-        num_tokens = units * self._unit
-        num_tiles = _bucket(len(tiles_of(rows, tile, num_tokens - own)))
-        if num_tiles is None:
-            return None
-        shape = Shape(num_tokens, num_tiles, tile)
-        return shape if shape in self._places or len(self._places) < _MOST_RECORDINGS else None
+        tile = tile_of(rows)
+        return Need(sum(row.length for row in rows), len(tiles_of(rows, tile)), tile)
+
+    def shape_for(self, needs: Sequence[Need]) -> Shape | None:
+        """Return one shape for all; None where there is none, or as many are recorded as may be."""
+        shape = common_shape(needs, self._unit)
+        has_room = shape in self._recordings or len(self._recordings) < _MOST_RECORDINGS
+        return shape if has_room else None
+
+    @property
+    def most_tokens(self) -> int:
+        """Return the tokens of the largest shape."""
+        return BUCKETS[-1] * self._unit
+
+    @property
+    def num_recordings(self) -> int:
+        """Return how many forwards are recorded."""
+        return len(self._recordings)
+
+    def runs_for(self, shape: Shape) -> int:
+        """Return how many forwards `hidden` makes: with a shape that is not recorded yet, several."""
+        return 1 if shape in self._recordings else NUM_WARM_UPS + 1
 
     def place(self, shape: Shape, numbers: Numbers) -> Tensor:
         """Put a batch's numbers where the recorded forward of its shape reads them; return that place."""
@@ -147,9 +205,10 @@ class Graphs:
         return place
 
     def hidden(self, batch: Batch) -> Tensor:
-        """Return hidden states [P, width] of a batch whose numbers have been placed."""
+        """Return hidden states [P, width]: by replay where a batch has a shape and its numbers are placed."""
         shape = batch.shape
-        assert shape is not None
+        if shape is None:
+            return self._forward(batch)
         assert batch.output_tokens is not None
         if shape not in self._recordings:
             recorded = replace(batch, output_tokens=None, shape=None)

@@ -92,6 +92,12 @@ class Shape:
     num_tiles: int
     tile: int
 
+    def numbers(self, rows: Sequence[PagedRow], output_tokens: NDArray[np.int64]) -> Numbers:
+        """Lay the numbers of rows that fit out, filled up to this shape."""
+        return numbers_of(
+            rows, output_tokens, num_tokens=self.num_tokens, num_tiles=self.num_tiles, tile=self.tile
+        )
+
     @property
     def num_numbers(self) -> int:
         """Return how many numbers lie in front of those that vary."""
@@ -155,14 +161,15 @@ def numbers_of(
     *,
     num_tokens: int | None = None,
     num_tiles: int | None = None,
+    tile: int | None = None,
 ) -> Numbers:
-    """Lay the numbers of all rows out, filled up to num_tokens and num_tiles.
+    """Lay the numbers of all rows out, filled up to num_tokens and num_tiles of at most `tile` queries.
 
     A token that fills up has position 0 and id 0, sees nothing and is kept nowhere.
     """
     own = sum(row.length for row in rows)
     count = own if num_tokens is None else num_tokens
-    tile = tile_of(rows)
+    tile = tile_of(rows) if tile is None else tile
     tiles = tiles_of(rows, tile, count - own)
     per_token = np.zeros((_PER_TOKEN, count), dtype=np.int64)
     per_token[2, own:] = -1

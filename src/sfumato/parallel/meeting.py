@@ -6,18 +6,18 @@ them, and each takes back the sums of its own. A rank without tokens takes part 
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
-from sfumato.core.plan import StepPlan, StepResult
-from sfumato.core.protocols import Runner
-from sfumato.core.request import Request
 from sfumato.errors import EngineError
-from sfumato.models.language_model import LanguageModel
 from sfumato.parallel.groups import Group
+
+# Between two looks at a device that is replaying.
+_POLL_SECONDS = 2e-5
 
 
 class MeetingRanks:
@@ -30,8 +30,11 @@ class MeetingRanks:
         self.rank, self.size = rank, size
         self.group: Group | None = None
         self.num_met = 0
-        # Tokens of each rank in the layer where they are now.
+        # Tokens of each rank in the layer where they are now, and how many of this one's are its own.
         self._counts: list[int] | None = None
+        self._num_own = 0
+        # With how many tokens every rank enters, whatever it has; None: the ranks ask one another.
+        self._num_filled: int | None = None
 
     def _group(self) -> Group:
         if self.group is None:
@@ -41,9 +44,8 @@ class MeetingRanks:
     def enter(self, *parts: Tensor) -> tuple[Tensor, ...]:
         """Return what all ranks enter with, [N', ...] each in rank order; parts: [N, ...] of this one."""
         group, device = self._group(), parts[0].device
-        # On the CPU: sizes are needed there.
-        counts = [int(count) for count in group.all_gather(torch.tensor([len(parts[0])]))]
-        self._counts = counts
+        self._num_own = len(parts[0])
+        counts = self._counts = self._ask()
         # One message for all of them, whatever their dtypes are.
         widths = [part.shape[1] * part.element_size() for part in parts]
         padded = torch.zeros(max(counts), sum(widths), dtype=torch.uint8, device=device)
@@ -58,6 +60,41 @@ class MeetingRanks:
             first += width
         return tuple(entered)
 
+    def _ask(self) -> list[int]:
+        """Return with how many tokens each rank enters."""
+        if self._num_filled is not None:
+            return [self._num_filled] * self.size
+        return [count for (count,) in self.exchange((self._num_own,))]
+
+    def exchange(self, numbers: tuple[int, ...]) -> list[tuple[int, ...]]:
+        """Return every rank's numbers, in rank order; on the CPU, where they are needed."""
+        rows = self._group().all_gather(torch.tensor(numbers))
+        return [tuple(row.tolist()) for row in rows]
+
+    def wait_for(self, is_done: Callable[[], bool]) -> None:
+        """Wait until a device is done with exchanges that nobody watches, as those of a replayed graph.
+
+        Raises EngineError where that takes longer than one rank may keep the others waiting.
+        """
+        seconds = self._group().seconds
+        end = time.monotonic() + seconds
+        while not is_done():
+            if time.monotonic() > end:
+                raise EngineError(
+                    f"rank {self.rank} of {self.size} lost the others: a replayed forward is not done after "
+                    f"{seconds:g} s"
+                )
+            time.sleep(_POLL_SECONDS)
+
+    @contextlib.contextmanager
+    def filled_up(self, num_tokens: int) -> Iterator[None]:
+        """Let every rank enter with so many tokens, zeros behind its own: all of them do, and nobody asks."""
+        self._num_filled = num_tokens
+        try:
+            yield
+        finally:
+            self._num_filled = None
+
     def leave(self, partial: Tensor) -> Tensor:
         """Return this rank's rows of the sum of all ranks' partial results [N', width]."""
         counts, self._counts = self._counts, None
@@ -65,7 +102,7 @@ class MeetingRanks:
         total = self._group().sum_(partial.contiguous())
         self.num_met += 1
         first = sum(counts[: self.rank])
-        return total[first : first + counts[self.rank]]
+        return total[first : first + self._num_own]
 
     def sum(self, x: Tensor) -> Tensor:
         """Refuse: only whole layers are divided."""
@@ -74,45 +111,3 @@ class MeetingRanks:
     def join(self, part: Tensor, total: int) -> Tensor:
         """Refuse: only whole layers are divided."""
         raise EngineError("ranks with tokens of their own have no parts to join")
-
-
-class LockstepRunner:
-    """Launches plans so that every rank makes the same shared layers in every turn.
-
-    inner: runs the rows; must make one forward a launch, also when it fails.
-    explain: says which rank is behind a broken collective.
-    """
-
-    def __init__(
-        self,
-        inner: Runner,
-        model: LanguageModel,
-        ranks: MeetingRanks,
-        explain: Callable[[EngineError], EngineError],
-    ) -> None:
-        self._inner = inner
-        self._explain = explain
-        self._model = model
-        self._ranks = ranks
-
-    def launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
-        """Run a plan, or without rows the shared layers alone. Raises EngineError where a rank is lost."""
-        try:
-            return self._launch(plan, live)
-        except EngineError as error:
-            raise self._explain(error) from error
-
-    def _launch(self, plan: StepPlan, live: Mapping[str, Request]) -> StepResult:
-        self._ranks.num_met = 0
-        if plan.rows:
-            result = self._inner.launch(plan, live)
-            # Nothing is left of a forward that went well. Of one that failed on this rank, the others wait.
-            self._finish()
-            return result
-        started = time.perf_counter()
-        self._finish()
-        return StepResult(launch_id=plan.launch_id, rows=(), device_seconds=time.perf_counter() - started)
-
-    @torch.inference_mode()
-    def _finish(self) -> None:
-        self._model.take_no_part(self._ranks.num_met)

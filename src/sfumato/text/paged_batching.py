@@ -17,7 +17,7 @@ from sfumato.core.traits import ModelTraits
 from sfumato.models.attending import Attention
 from sfumato.models.attending.sequences import give_away
 from sfumato.models.batch import Batch, KVStore, Segment, group_segments
-from sfumato.models.graphs import Graphs
+from sfumato.models.graphs import Replays
 from sfumato.models.kernels import run_on
 from sfumato.models.paged import PagedRow, numbers_of, views_of
 from sfumato.models.placing import placed
@@ -40,7 +40,7 @@ def batch_of(
     store: KVStore | None,
     page_size: int,
     device: torch.device,
-    graphs: Graphs | None = None,
+    graphs: Replays | None = None,
     attention: Attention = Attention(),
 ) -> Batch:
     """Pack rows in the form that the device's attention takes: over pages where kernels or recordings run."""
@@ -61,8 +61,7 @@ def batch_of(
     if graphs is not None and not others and flags is None and addend is None:
         shape = graphs.shape_of(rows)
         if shape is not None:
-            numbers = numbers_of(rows, output_tokens, num_tokens=shape.num_tokens, num_tiles=shape.num_tiles)
-            return graphs.batch(shape, numbers)
+            return graphs.batch(shape, shape.numbers(rows, output_tokens))
     numbers = numbers_of(rows, output_tokens)
     views = views_of(numbers, placed(numbers.values, device), page_size)
     paged, has_window = views.paged, traits.window is not None

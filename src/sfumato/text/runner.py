@@ -21,7 +21,7 @@ from sfumato.core.traits import ModelTraits
 from sfumato.errors import EngineError
 from sfumato.models.attending import Attention
 from sfumato.models.batch import Batch, KVStore
-from sfumato.models.graphs import Graphs
+from sfumato.models.graphs import Replays
 from sfumato.text.batching import FedRow
 from sfumato.text.begun import Begun
 from sfumato.text.deciding import Decided, decide, read_decisions
@@ -66,7 +66,7 @@ class TextRunner:
         announce: Announce | None = None,
         is_lockstep: bool = False,
         recorder: Recorder = UNRECORDED,
-        graphs: Graphs | None = None,
+        graphs: Replays | None = None,
         attention: Attention = Attention(),
     ) -> None:
         self._model = model
@@ -121,10 +121,7 @@ class TextRunner:
         with region("layout"):
             batch, outputs = self._laid_out(plan, live, behind)
         with region("forward"):
-            if batch.shape is None or self._graphs is None:
-                hidden = self._model.hidden(batch)
-            else:
-                hidden = self._graphs.hidden(batch)
+            hidden = (self._model if self._graphs is None else self._graphs).hidden(batch)
         windows = [output.window for output in outputs if output.window is not None]
         decided: list[Decided] = []
         packed: PackedStatistics | None = None
