@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sfumato.models import packed
-from sfumato.models.packed import AcrossWeight, BlockedWeight, EitherWeight, pack_weight
+from sfumato.models.packed import AcrossWeight, BlockedWeight, pack_weight
 
 pytestmark = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="oneDNN is not there")
 
@@ -33,23 +33,31 @@ def test_products_are_the_plain_ones(num_outputs: int, num_rows: int, has_bias: 
     weight, x = draw(num_outputs, 64), draw(num_rows, 64)
     bias = draw(num_outputs) if has_bias else None
     expected = torch.nn.functional.linear(x, weight, bias)
-    blocked, across = BlockedWeight(weight), AcrossWeight(weight)
-    for product in (blocked, across, EitherWeight(blocked, across)):
+    for product in (BlockedWeight(weight), AcrossWeight(weight)):
         found = product(x, bias)
         assert found.is_contiguous()
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-5)
 
 
 @pytest.mark.usefixtures("_one_thread")
+@pytest.mark.parametrize("layout", [BlockedWeight, AcrossWeight])
+def test_a_row_does_not_depend_on_the_rows_beside_it(
+    layout: type[BlockedWeight] | type[AcrossWeight],
+) -> None:
+    product, x = layout(draw(576, 192)), draw(130, 192)
+    together = product(x, None)
+    for start, count in ((0, 1), (5, 1), (7, 2), (20, 3), (3, 4), (11, 9), (40, 60)):
+        assert torch.equal(product(x[start : start + count], None), together[start : start + count])
+
+
+@pytest.mark.usefixtures("_one_thread")
 def test_the_layout_follows_from_machine_threads_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
     capability = torch.backends.cpu
     monkeypatch.setattr(capability, "get_cpu_capability", lambda: "AVX2")
-    monkeypatch.setattr(packed, "_LARGE", 100 * 64)
-    monkeypatch.setattr(packed, "_KEPT_TWICE", 1000 * 64)
     monkeypatch.setattr(packed, "_HEAD_OUTPUTS", 3000)
     if torch.backends.mkl.is_available():
-        kinds = [type(pack_weight(draw(outputs, 64))) for outputs in (96, 500, 2000, 3000)]
-        assert kinds == [AcrossWeight, EitherWeight, AcrossWeight, BlockedWeight]
+        kinds = [type(pack_weight(draw(outputs, 64))) for outputs in (96, 2000, 3000)]
+        assert kinds == [AcrossWeight, AcrossWeight, BlockedWeight]
     torch.set_num_threads(2)
     assert type(pack_weight(draw(96, 64))) is BlockedWeight
     torch.set_num_threads(1)

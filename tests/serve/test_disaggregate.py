@@ -77,6 +77,14 @@ def num_handovers(server: Server, outcome: str) -> float:
     return float(found[1])
 
 
+def assert_becomes(server: Server, status: str) -> None:
+    """Wait for a status: that a process has died is noticed a moment later."""
+    deadline = time.monotonic() + END_SECONDS
+    while (found := server.http.get("/health").json()["status"]) != status:
+        assert time.monotonic() < deadline, f"the status is {found}"
+        time.sleep(0.05)
+
+
 def end(server: Server, folder: Path) -> None:
     server.signal()
     assert server.wait() == 0

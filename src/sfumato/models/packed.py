@@ -9,10 +9,8 @@ from torch import Tensor
 _OUTPUTS = 1280
 # More outputs than any layer has: those of an output head, which multiplies few rows.
 _HEAD_OUTPUTS = 16384
-# oneDNN is quicker for fewer rows than these, with a weight of more numbers than those.
-_FEW_ROWS, _LARGE = 48, 1 << 20
-# A weight of at most so many numbers, 32 MiB, is kept in both layouts: a small model has memory to spare.
-_KEPT_TWICE = 8 << 20
+# With fewer rows MKL sums in another order: a row's answer would depend on whether it is alone.
+_FEWEST_ROWS = 4
 
 
 class BlockedWeight:
@@ -41,6 +39,9 @@ class AcrossWeight:
 
     def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
         """Return x W^T + bias of x: [N, in]."""
+        num_rows = len(x)
+        if 0 < num_rows < _FEWEST_ROWS:
+            x = torch.nn.functional.pad(x, (0, 0, 0, _FEWEST_ROWS - num_rows))
         result = x.new_empty(len(x), self._num_outputs)
         begin = 0
         for part in self._parts:
@@ -50,21 +51,10 @@ class AcrossWeight:
             else:
                 torch.addmm(bias[span], x, part, out=result[:, span])
             begin = span.stop
-        return result
+        return result[:num_rows]
 
 
-class EitherWeight:
-    """A weight in both layouts: which is quicker depends on how many rows there are."""
-
-    def __init__(self, blocked: BlockedWeight, across: AcrossWeight) -> None:
-        self._blocked, self._across = blocked, across
-
-    def __call__(self, x: Tensor, bias: Tensor | None) -> Tensor:
-        """Return x W^T + bias of x: [N, in]."""
-        return self._blocked(x, bias) if len(x) < _FEW_ROWS else self._across(x, bias)
-
-
-PackedWeight = BlockedWeight | AcrossWeight | EitherWeight
+PackedWeight = BlockedWeight | AcrossWeight
 
 
 def has_bfloat16() -> bool:
@@ -90,17 +80,12 @@ def pack_weight(weight: Tensor) -> PackedWeight | None:
     """Return a layer's weight [out, in] in the layout that this machine multiplies best, None for as it is.
 
     Of float32 on one thread without AVX-512 MKL's products are faster than oneDNN's, by an eighth from 128
-    rows on; for few rows of a large weight oneDNN's are, and on several threads.
+    rows on; on several threads oneDNN's are. Neither lets a row's answer depend on the rows beside it, but
+    they differ from each other: one layout is for all numbers of rows.
     """
-    if (
-        weight.device.type != "cpu"
-        or weight.dtype is not torch.float32
-        or not _has_quick_products(len(weight))
-    ):
-        return pack_blocked(weight)
-    blocked = pack_blocked(weight) if _LARGE < weight.numel() <= _KEPT_TWICE else None
-    across = AcrossWeight(weight)
-    return across if blocked is None else EitherWeight(blocked, across)
+    if weight.device.type == "cpu" and weight.dtype is torch.float32 and _has_quick_products(len(weight)):
+        return AcrossWeight(weight)
+    return pack_blocked(weight)
 
 
 def _has_quick_products(num_outputs: int) -> bool:
