@@ -104,7 +104,7 @@ def test_pools_behind_one_front_door(tmp_path: Path, expected: list[list[int]]) 
         # The prefill engine was started first. Without it, prompts are prefilled where they are denoised.
         os.kill(server.engines[0], signal.SIGKILL)
         assert ask_all(server) == expected
-        assert server.http.get("/health").json()["status"] == "degraded"
+        assert_becomes(server, "degraded")
         assert server.wait_for("sfumato_running_requests", SDAR, 0)
         end(server, tmp_path)
     assert "has gone; its part is done elsewhere" in (tmp_path / "stderr.txt").read_text()
