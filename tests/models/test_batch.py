@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from sfumato.models.attention import attend, sdpa, sdpa_pieces
+from sfumato.models.attention import attend, sdpa
 from sfumato.models.batch import AttentionGroup, Batch, KVStore, Segment, group_segments
 
 HEADS, KV_HEADS, WIDTH, SLOTS = 4, 2, 8, 40
@@ -96,33 +96,30 @@ def test_rows_of_equal_windows_share_a_call() -> None:
     assert only(group_segments(segments, "cpu")).num_rows == 2
 
 
-def test_many_keys_are_seen_where_they_lie() -> None:
-    scattered = Segment(0, 2, torch.cat([torch.arange(4, 14), torch.arange(20, 24), torch.arange(2)]), None)
-    together = Segment(2, 2, torch.arange(10, 26), None)
-    masked = Segment(4, 2, torch.arange(10, 26), torch.tensor([12, 16]))
-    both = replace(scattered, start=6, visible_end=torch.tensor([12, 16]))
-    slot_bytes = (2 << 20) // 16
-    groups = group_segments([scattered, together, masked, both], "cpu", slot_bytes=slot_bytes)
-    assert [group.keys for group in groups[:3]] == [
-        (slice(4, 14), slice(20, 24), slice(0, 2)),
-        slice(10, 26),
-        slice(10, 26),
-    ]
-    # What is masked and lies apart is copied, and so is what has too little in each piece.
-    assert isinstance(groups[3].keys, Tensor)
-    assert isinstance(only(group_segments([scattered], "cpu", slot_bytes=slot_bytes - 1)).keys, Tensor)
+def test_many_keys_that_lie_together_are_seen_where_they_lie() -> None:
+    together = Segment(0, 2, torch.arange(10, 26), None)
+    masked = Segment(2, 2, torch.arange(10, 26), torch.tensor([12, 16]))
+    apart = Segment(4, 2, torch.cat([torch.arange(4, 14), torch.arange(20, 26)]), None)
+    slot_bytes = (128 << 10) // 16
+    groups = group_segments([together, masked, apart], "cpu", slot_bytes=slot_bytes)
+    assert [group.keys for group in groups[:2]] == [slice(10, 26)] * 2
+    assert isinstance(groups[2].keys, Tensor)
+    rows = [together, replace(together, start=2)]
+    assert only(group_segments(rows, "cpu", slot_bytes=slot_bytes - 1)).num_rows == 2
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_pieces_weigh_what_they_hold(dtype: torch.dtype) -> None:
-    keys, values = (draw(SLOTS, KV_HEADS, WIDTH).to(dtype) * scale for scale in (4, 1))
-    query = draw(3, HEADS, WIDTH).to(dtype)
-    pieces = [slice(0, 1), slice(5, 30), slice(33, 40)]
-    found = sdpa_pieces(query, [(keys[piece], values[piece]) for piece in pieces], scale=0.7)
-    at = torch.cat([torch.arange(SLOTS)[piece] for piece in pieces])
-    expected = sdpa(query, keys[at], values[at], num_rows=1, mask=None, scale=0.7)
-    exactness = 1e-5 if dtype is torch.float32 else 2e-2
-    torch.testing.assert_close(found, expected, atol=exactness, rtol=exactness)
+def test_where_keys_lie_and_who_shares_a_call_changes_no_bit() -> None:
+    keys, values = draw(400, KV_HEADS, WIDTH), draw(400, KV_HEADS, WIDTH) + 1
+    query, starts, length = draw(3 * 5, HEADS, WIDTH), (0, 104, 291), 77
+    at = torch.cat([torch.arange(start, start + length) for start in starts])
+    mask = torch.rand((3, 1, 5, length), generator=torch.Generator().manual_seed(0)) > 0.3
+    for seen in (None, mask):
+        together = sdpa(query, keys[at], values[at], num_rows=3, mask=seen)
+        for row, start in enumerate(starts):
+            own = slice(start, start + length)
+            part = None if seen is None else seen[row : row + 1]
+            alone = sdpa(query[row * 5 : row * 5 + 5], keys[own], values[own], num_rows=1, mask=part)
+            assert torch.equal(alone, together[row * 5 : row * 5 + 5])
 
 
 def test_sliding_layers_need_groups_of_their_own() -> None:

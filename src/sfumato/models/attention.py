@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -78,8 +76,6 @@ def _attend_group(
     if group.from_pool:
         assert batch.store is not None
         key, value = batch.store.keys[layer], batch.store.values[layer]
-    if isinstance(group.keys, tuple):
-        return sdpa_pieces(query, [(key[piece], value[piece]) for piece in group.keys], scale=scale)
     key, value = key[group.keys], value[group.keys]
     return sdpa(query, key, value, num_rows=group.num_rows, mask=group.mask, scale=scale)
 
@@ -106,29 +102,6 @@ def sdpa(
         mask = mask.repeat(1, 1, shared, 1)
     result = F.scaled_dot_product_attention(grouped, key, value, attn_mask=mask, scale=scale)
     return _unstacked(result, shared)
-
-
-def sdpa_pieces(
-    query: Tensor, pieces: Sequence[tuple[Tensor, Tensor]], *, scale: float | None = None
-) -> Tensor:
-    """Compute attention of one row to keys and values that lie apart, each [T, K, D]; a CPU's.
-
-    query: [Q, H, D]. Returns [Q, H, D], the pieces' answers weighed by their masses (arXiv:2205.14135,
-    section 3.1): as if the keys lay together, but for rounding.
-    """
-    kv_heads = pieces[0][0].shape[1]
-    grouped = _stacked(query, kv_heads, 1)
-    # Private to torch: the public function does not return the masses.
-    attend_piece = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    total, mass = grouped.new_zeros(()), None
-    for key, value in pieces:
-        answer, more = attend_piece(grouped, _by_head(key, 1), _by_head(value, 1), scale=scale)
-        if mass is None:
-            total, mass = answer.float(), more
-        else:
-            mass = torch.logaddexp(mass, more)
-            total.lerp_(answer.float(), (more - mass).exp_().unsqueeze(-1))
-    return _unstacked(total.to(query.dtype), query.shape[1] // kv_heads)
 
 
 def _stacked(query: Tensor, kv_heads: int, num_rows: int) -> Tensor:

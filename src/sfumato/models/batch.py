@@ -7,18 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from sfumato.models.paged import Paged, Shape
 from sfumato.models.placing import placed
 
-# A row has a call of its own for so many bytes of keys and values that are not copied, and a further call for
-# each piece of them for so many: what a call costs over what a core copies meanwhile.
-_ROW_BYTES, _PIECE_BYTES = 128 << 10, 1 << 20
+# A row has a call of its own for so many bytes of keys and values that are not copied: what a call costs over
+# what a core copies meanwhile.
+_ROW_BYTES = 128 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,13 +50,12 @@ class AttentionGroup:
     """Segments of equal shape that one kernel call serves.
 
     queries: i64[R * Q] packed positions, or a slice where they lie together. keys: i64[R * T] slots or packed
-    positions, or a slice; or slices of slots, of which a single row sees everything where it lies. mask:
-    bool[R, 1, Q, T], True where a query sees a key; None: everything.
+    positions, or a slice. mask: bool[R, 1, Q, T], True where a query sees a key; None: everything.
     """
 
     num_rows: int
     queries: slice | Tensor
-    keys: slice | Tensor | tuple[slice, ...]
+    keys: slice | Tensor
     from_pool: bool
     mask: Tensor | None
 
@@ -125,8 +122,8 @@ def group_segments(
 ) -> tuple[AttentionGroup, ...]:
     """Join segments that have equal numbers of queries and keys, so that one call computes them.
 
-    slot_bytes: of one token's keys and values; a row with many of them that lie in few pieces has a group of
-    its own and sees them where they are. 0: they are copied together.
+    slot_bytes: of one token's keys and values; a row with many of them that lie together has a group of its
+    own and sees them where they are. 0: rows are copied together.
     """
     by_shape: dict[tuple[int, int, bool, bool], list[Segment]] = {}
     groups: list[AttentionGroup] = []
@@ -142,19 +139,20 @@ def group_segments(
 
 
 def _apart(segment: Segment, device: torch.device | str, slot_bytes: int) -> AttentionGroup | None:
-    """Return a group of one row that sees its slots where they lie; None where copying them is quicker."""
-    num_bytes = segment.num_keys * slot_bytes
-    if segment.key_slots is None or num_bytes < _ROW_BYTES:
+    """Return a group of one row that sees its slots where they lie; None where they are few or lie apart.
+
+    Those that lie apart are copied together: answers of their pieces, joined by their masses, would have last
+    bits that depend on where pages lie, and so on the neighbours.
+    """
+    if segment.key_slots is None or segment.num_keys * slot_bytes < _ROW_BYTES:
         return None
-    slots = segment.key_slots.numpy()
-    cuts = [0, *(np.flatnonzero(np.diff(slots) != 1) + 1).tolist(), len(slots)]
-    pieces = tuple(slice(int(slots[begin]), int(slots[end - 1]) + 1) for begin, end in pairwise(cuts))
-    if num_bytes < (len(pieces) - 1) * _PIECE_BYTES or (len(pieces) > 1 and segment.is_masked):
+    keys = _slots([segment.key_slots], device)
+    if not isinstance(keys, slice):
         return None
     return AttentionGroup(
         num_rows=1,
         queries=slice(segment.start, segment.start + segment.length),
-        keys=pieces if len(pieces) > 1 else pieces[0],
+        keys=keys,
         from_pool=True,
         mask=placed(_visible(segment)[None, None], device) if segment.is_masked else None,
     )
